@@ -1,0 +1,38 @@
+"""How the server makes one vector of scalars out of the cohort's: it sees nothing else."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Scalars = npt.NDArray[np.float32]
+Weigh = Callable[[Sequence[int]], npt.NDArray[np.float64]]
+"""Numbers of examples of the clients that replied, in slot order -> their weights, which sum to 1."""
+
+
+def _mean(examples: Sequence[int]) -> npt.NDArray[np.float64]:
+    return np.full(len(examples), 1 / len(examples))
+
+
+def _weighted(examples: Sequence[int]) -> npt.NDArray[np.float64]:
+    counts = np.asarray(examples, dtype=np.float64)
+    return counts / counts.sum() if counts.sum() > 0 else _mean(examples)
+
+
+AGGREGATIONS: dict[str, Weigh] = {"mean": _mean, "weighted": _weighted}
+"""``mean``: every client counts alike (the papers). ``weighted``: by its number of training examples."""
+
+
+def shared(weights: npt.NDArray[np.float64], replies: Sequence[Scalars]) -> Scalars:
+    """[steps, P]: the weighted mean of the clients' scalars on the same directions; float64, in slot order, then float32."""
+    total = np.zeros(replies[0].shape, dtype=np.float64)
+    for weight, scalars in zip(weights, replies, strict=True):
+        total += weight * scalars.astype(np.float64)
+    return total.astype(np.float32)
+
+
+def per_client(weights: npt.NDArray[np.float64], replies: Sequence[Scalars]) -> Scalars:
+    """[steps, m P]: each client's scalars on its own directions, such that the plain mean over all m P is the weighted one."""
+    count = len(replies)
+    scaled = [weight * count * scalars.astype(np.float64) for weight, scalars in zip(weights, replies, strict=True)]
+    return np.concatenate(scaled, axis=1).astype(np.float32)

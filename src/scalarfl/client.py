@@ -1,0 +1,121 @@
+"""What a client does in a round: the client's half of the paper's Algorithm 1, as pure protocol. No transport here."""
+
+from collections.abc import Generator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import default_collate
+
+from scalarfl.errors import ProtocolError
+from scalarfl.ledger import Header
+from scalarfl.messages import (
+    PROTOCOL,
+    Hello,
+    RoundReply,
+    RoundTask,
+    Update,
+    Welcome,
+    coefficients,
+    decode,
+    encode,
+    pack,
+)
+from scalarfl.probe import Probe, Probing, Walk
+from scalarfl.seeds import generator
+
+
+class Dataset(Protocol):
+    """A client's training data, as ``torch.utils.data`` knows it: a length, and one example an index.
+
+    A dataset that also has ``batch(indices)`` is asked for whole batches; else examples are collated by torch.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+Steps = Generator[Probing, list[float], bytes]
+"""A client at work: yields its questions about losses, is sent the answers, returns its encoded reply."""
+
+
+class Client:
+    """One client: a name, data that never leave it, and a replica.
+
+    In a simulation all clients share one replica; over a network each has its own. Nothing here knows the difference.
+    """
+
+    def __init__(self, name: str, data: Dataset, probe: Probe, header: Header, batch_size: int) -> None:
+        self.name = name
+        self.data = data
+        self.probe = probe
+        self.header = header
+        self.batch_size = batch_size
+
+    def hello(self) -> bytes:
+        """The handshake's opening: who this is, what it holds, how far it has come."""
+        replica = self.probe.replica
+        return encode(
+            Hello(PROTOCOL, self.name, **self.header.contract(), position=replica.position, trail=replica.trail[:8])
+        )
+
+    def welcomed(self, answer: bytes) -> int:
+        """Read the server's answer; returns the number of rounds on its ledger."""
+        welcome = decode(answer, Welcome)
+        if welcome.protocol != PROTOCOL:
+            raise ProtocolError(f"the server speaks protocol {welcome.protocol}, this client {PROTOCOL}.")
+        return welcome.rounds
+
+    def answer(self, message: bytes) -> bytes:
+        """Do one round on this client's own: an encoded RoundTask in, an encoded RoundReply out."""
+        steps = self.steps(message)
+        try:
+            question = next(steps)
+            while True:
+                question = steps.send(self.probe.measure([question])[0])
+        except StopIteration as done:
+            reply: bytes = done.value
+            return reply
+
+    def steps(self, message: bytes) -> Steps:
+        """One round as a conversation, so that a simulation may answer the questions of a whole cohort together."""
+        task = decode(message, RoundTask)
+        self._catch_up(task)
+
+        h = self.header
+        own = range(task.slot * h.perturbations, (task.slot + 1) * h.perturbations)
+        scalars = np.empty((h.local_steps, h.perturbations), dtype=np.float32)
+        walk: Walk = ()
+        for step in range(h.local_steps):
+            # f(x_k + mu z_p) for every direction, all on one batch, beside f(x_k)
+            losses = yield Probing(task.seed, task.lr, h.mu, walk, own, self._batch(task.round, step))
+            at_x, beside = losses[0], np.asarray(losses[1:], dtype=np.float64)
+            with np.errstate(all="ignore"):  # a loss that is not finite is refused by the server, with a reason
+                scalars[step] = ((beside - at_x) / h.mu).astype(np.float32)
+            walk += coefficients(scalars[step : step + 1])
+        return encode(RoundReply(self.name, task.round, len(self.data), pack(scalars)))
+
+    def _catch_up(self, task: RoundTask) -> None:
+        """Apply the records this client missed; where the replica is ahead of some already, only the rest."""
+        replica = self.probe.replica
+        known = max(0, replica.position - (task.round - len(task.updates)))
+        replica.apply([decode(update, Update) for update in task.updates[known:]])
+        if replica.position != task.round:
+            raise ProtocolError(
+                f"{self.name}: asked for round {task.round}, but its replica stands at {replica.position} "
+                f"after the {len(task.updates)} records it was sent."
+            )
+
+    def _batch(self, round_: int, step: int) -> Any:
+        """The batch of this round and step: a pure function of seed, client, round and step; without replacement."""
+        size = min(self.batch_size, len(self.data))
+        random = generator(self.header.seed, "batch", self.name, round_, step)
+        return fetch(self.data, random.choice(len(self.data), size, replace=False))
+
+
+def fetch(data: Dataset, indices: npt.NDArray[np.int64]) -> Any:
+    """The batch of the examples at ``indices``."""
+    batch = getattr(data, "batch", None)
+    if batch is not None:
+        return batch(indices)
+    return default_collate([data[int(index)] for index in indices])

@@ -1,0 +1,148 @@
+"""Seed to noise: the portable generator. This file is the reference; the kernels are tested against it bit for bit.
+
+torch's own generators give other numbers on CPU and CUDA. Here the bits are Philox4x32-10 (Salmon et al., "Parallel
+random numbers: as easy as 1, 2, 3", SC'11), keyed by the round's 64-bit seed; the counter is
+
+    (block low, block high, perturbation, local step)
+
+and every 128-bit block feeds 16 coordinates, one byte each, lowest byte of the lowest word first. A byte picks one of 256
+float32 values: the conditional means of a standard normal in 256 bins of equal probability, scaled to unit variance
+(largest 2.970, fourth moment 2.964 where the normal has 3). No logarithm, no cosine: the same bits on every device.
+
+Every trainable tensor starts a new block, in ``named_parameters()`` order, so that any slice of any tensor's noise can be
+made alone, in any order, on any thread. A coordinate's *address* is its place in that block-aligned numbering.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GENERATOR = "philox4x32-10/bytes/table256/1"
+"""Name and version of the generator; part of every ledger's header."""
+
+COORDINATES_PER_BLOCK = 16
+
+# The upper half of the table, ascending, as little-endian float32; the lower half mirrors it.
+_UPPER_HALF = bytes.fromhex(
+    "327ca03b43bc703c2ba0c83c91730c3d809a343de1c55c3d587b823df796963d4db6aa3ddcd9be3d2402d33da92fe73d"
+    "ec62fb3d3ace073e62ee113e32121c3eed39263ed965303e3b963a3e59cb443e7a054f3ee644593ee689633ec4d46d3e"
+    "cc25783ea43e813ec46d863e6da08b3ec7d6903efb10963e334f9b3e9891a03e57d8a53e9b23ab3e9173b03e68c8b53e"
+    "4e22bb3e7481c03e0ce6c53e4750cb3e5ac0d03e7a36d63eddb2db3ebb35e13e4fbfe63ed34fec3e84e7f13ea186f73e"
+    "6b2dfd3e126e013f8849043f3c29073f530d0a3ff1f50c3f3ee30f3f64d5123f8bcc153fdfc8183f8fca1b3fc7d11e3f"
+    "bade213f99f1243f9a0a283ff4292b3fde4f2e3f967c313f58b0343f67eb373f062e3b3f7b783e3f12cb413f1826453f"
+    "df89483fbdf64b3f0c6d4f3f2bed523f7f77563f700c5a3f6fac5d3ff157613f730f653f79d3683f8fa46c3f4b83703f"
+    "4a70743f366c783fc4777c3fd949803f6960823f0080843f15a9863f28dc883fc4198b3f7d628d3ff7b68f3fe117923f"
+    "fa85943f1602973f188d993ffd279c3fdbd39e3fe491a13f7063a43ff849a73f2847aa3fde5cad3f378db03f9bdab33f"
+    "ca47b73fedd7ba3fb28ebe3f6270c23f0e82c63fc1c9ca3fc24ecf3ff919d43f6f36d93f15b2de3fe69ee43fa514eb3f"
+    "b533f23ff129fa3fc29d014052ea0640e3580d40cba615401fc12140d9173e40"
+)
+_upper = np.frombuffer(_UPPER_HALF, dtype="<f4").astype(np.float32)
+
+TABLE = np.concatenate([-_upper[::-1], _upper])
+"""float32[256]: byte to noise."""
+
+TABLE_DIGEST = hashlib.sha256(TABLE.astype("<f4").tobytes()).hexdigest()
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def _multiply(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of ``word * factor``, in int64 without ever leaving its range."""
+    low_half, high_half = word & 0xFFFF, word >> 16
+    low, high = factor * low_half, factor * high_half
+    return (high + (low >> 16)) >> 16, (low + ((high & 0xFFFF) << 16)) & _MASK
+
+
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox4x32-10 on four int64 tensors that hold 32-bit words, with a key of two 32-bit words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return [c0, c1, c2, c3]
+
+
+def random_words(seed: int, step: int, perturbation: int, block: int, blocks: int, device: torch.device) -> Tensor:
+    """int64[blocks, 4]: the 32-bit words of consecutive Philox blocks."""
+    index = torch.arange(block, block + blocks, dtype=torch.int64, device=device)
+    counter = [index & _MASK, index >> 32, torch.full_like(index, perturbation), torch.full_like(index, step)]
+    return torch.stack(philox(counter, (seed & _MASK, seed >> 32)), dim=1)
+
+
+def noise(
+    seed: int, step: int, perturbation: int, address: int, count: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """float32[count]: the noise u of coordinates ``address`` to ``address + count - 1``.
+
+    seed: the round's 64-bit seed. step: local step, perturbation: index of the direction, both below 2**32.
+    """
+    device = torch.device(device)
+    block, skip = divmod(address, COORDINATES_PER_BLOCK)
+    blocks = -(-(skip + count) // COORDINATES_PER_BLOCK)
+    words = random_words(seed, step, perturbation, block, blocks, device)
+    shifts = torch.arange(0, 32, 8, device=device)
+    octets = (words.unsqueeze(2) >> shifts) & 0xFF  # [blocks, 4 words, 4 bytes]
+    table = torch.from_numpy(TABLE).to(device)
+    return table[octets.reshape(-1)[skip : skip + count]]
+
+
+def combine(
+    out: Tensor, seed: int, step: int, address: int, perturbations: Sequence[int], coefficients: Sequence[float]
+) -> None:
+    """out[i] = sum over q of c_q u_q[i], for the coordinates that start at ``address``.
+
+    float32 throughout; starts at +0 and adds the products in the given order, each product rounded before it is
+    added. ``out`` is contiguous float32 and is overwritten. This is the reference of ``kernels.combine``.
+    """
+    out.zero_()
+    for perturbation, coefficient in zip(perturbations, coefficients, strict=True):
+        # Two operations, not add(alpha=): that one fuses on some paths and rounds once instead of twice.
+        out += noise(seed, step, perturbation, address, out.numel(), out.device).view_as(out) * coefficient
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each trainable tensor's coordinates live: names and shapes in ``named_parameters()`` order."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, named: Iterable[tuple[str, Tensor]]) -> "Layout":
+        """The layout of named tensors; tied weights must appear once, as ``named_parameters()`` gives them."""
+        pairs = [(name, tuple(tensor.shape)) for name, tensor in named]
+        return cls(tuple(name for name, _ in pairs), tuple(shape for _, shape in pairs))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of coordinates of each tensor."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of trainable parameters."""
+        return sum(self.sizes)
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """The address of each tensor's first coordinate: a multiple of 16."""
+        result, block = [], 0
+        for size in self.sizes:
+            result.append(block * COORDINATES_PER_BLOCK)
+            block += -(-size // COORDINATES_PER_BLOCK)
+        return tuple(result)
+
+    def digest(self) -> str:
+        """SHA-256 over names and shapes, in order."""
+        text = "\n".join(f"{name} {list(shape)}" for name, shape in zip(self.names, self.shapes, strict=True))
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,39 @@
+"""What can go wrong in a way that the user can mend, and the exit code of each."""
+
+
+class ScalarflError(Exception):
+    """Base of all errors whose text is one or two sentences meant for the user."""
+
+    exit_code = 2
+
+
+class InputError(ScalarflError):
+    """Wrong input: a recipe, a file, an argument. The text names it, what was found and what is accepted."""
+
+
+class LedgerError(InputError):
+    """A ledger that cannot be opened, read or continued."""
+
+
+class ProtocolError(ScalarflError):
+    """A message that does not fit the protocol: malformed, misshapen, out of order, or from a stranger."""
+
+
+class VerificationError(ScalarflError):
+    """A ledger or a replica is not what it claims to be."""
+
+    exit_code = 3
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """``value`` as it may stand in a sentence: its repr, cut to ``limit`` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """The end of a sentence that refuses ``word``: the nearest known name, or all of them."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"accepted: {', '.join(known)}."

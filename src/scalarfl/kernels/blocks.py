@@ -1,0 +1,47 @@
+"""Walking over large tensors in blocks that stay in cache, on all threads torch may use.
+
+All work here is elementwise, so neither the block's size nor the number of threads changes a bit of the result.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+from torch import Tensor
+
+BLOCK = 16_384
+"""Coordinates in a block: a handful of float32 vectors of this length fit in a core's second-level cache, and torch
+does not split work this small among threads of its own."""
+
+GPU_BLOCK = 1 << 24
+
+Work = Callable[[int, slice], None]
+"""Does one block: gets the tensor's index and the slice of its flattened coordinates."""
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="scalarfl")
+
+
+def for_each_block(tensors: Sequence[Tensor], work: Work) -> None:
+    """Call ``work`` for every block of every tensor, on ``torch.get_num_threads()`` threads; raises what it raises."""
+    size = GPU_BLOCK if tensors and tensors[0].is_cuda else BLOCK
+    jobs = [
+        (index, slice(begin, min(begin + size, tensor.numel())))
+        for index, tensor in enumerate(tensors)
+        for begin in range(0, tensor.numel(), size)
+    ]
+    threads = torch.get_num_threads()
+    if threads == 1 or sum(part.stop - part.start for _, part in jobs) <= 2 * BLOCK or size == GPU_BLOCK:
+        for job in jobs:
+            work(*job)
+        return
+
+    def share(worker: int) -> None:
+        for job in jobs[worker::threads]:
+            work(*job)
+
+    for done in [_pool(threads).submit(share, worker) for worker in range(threads)]:
+        done.result()

@@ -1,0 +1,346 @@
+"""The ledger is the model: one append-only, hash-chained entry a round, durable before anybody hears of it.
+
+SQLite in WAL mode with full synchronisation. The format is described in docs/ledger.md precisely enough to
+reimplement it. Two chains run through it:
+
+- the *trail*, over the encoded updates alone: every replica can compute it from what it was sent;
+- the *head*, over everything: updates, audits (who took part, what was rejected and why, bytes) and evaluations.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from scalarfl.directions import GENERATOR, TABLE_DIGEST
+from scalarfl.errors import LedgerError, ProtocolError, VerificationError
+from scalarfl.messages import Update, decode, encode
+
+FORMAT = 1
+
+Purpose = Literal["round", "catch-up", "handshake"]
+Direction = Literal["up", "down"]
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the whole ledger rests on. Its digest is the first link of both chains."""
+
+    format: int = FORMAT
+    generator: str = GENERATOR
+    table: str = TABLE_DIGEST
+    base: str
+    """Digest of the base model (``models.base_digest``)."""
+    layout: str
+    """Digest of the trainable tensors' names and shapes."""
+    dimension: int
+    method: str
+    settings: dict[str, Any]
+    """The method's own settings."""
+    mu: float
+    perturbations: int
+    local_steps: int
+    directions: Literal["shared", "per-client"]
+    aggregation: str
+    seed: int
+
+    def encoded(self) -> bytes:
+        """Canonical JSON: keys sorted."""
+        return msgspec.json.encode(self, order="sorted")
+
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.encoded()).digest()
+
+    def contract(self) -> dict[str, bytes]:
+        """The 8-byte digests of what client and server must agree on, by name."""
+        method = msgspec.json.encode(
+            [self.method, self.settings, self.mu, self.perturbations, self.local_steps, self.directions],
+            order="sorted",
+        )
+        parts = {
+            "base": self.base.encode(),
+            "layout": self.layout.encode(),
+            "method": method,
+            "generator": f"{self.generator} {self.table}".encode(),
+        }
+        return {name: hashlib.sha256(part).digest()[:8] for name, part in parts.items()}
+
+
+class Admission(msgspec.Struct, array_like=True, frozen=True):
+    """A client whose hello was answered since the round before, and the rounds it had applied."""
+
+    client: str
+    position: int
+
+
+class Participant(msgspec.Struct, array_like=True, frozen=True):
+    """A client whose reply went into the round."""
+
+    client: str
+    slot: int
+    examples: int
+
+
+class Rejection(msgspec.Struct, array_like=True, frozen=True):
+    """A reply that did not, and why."""
+
+    client: str
+    reason: str
+
+
+class Traffic(msgspec.Struct, array_like=True, frozen=True):
+    """Bytes between the server and one client for one purpose; ``up`` is from the client."""
+
+    client: str
+    direction: Direction
+    purpose: Purpose
+    messages: int
+    payload: int
+    serialized: int
+
+
+class Audit(msgspec.Struct, array_like=True, frozen=True):
+    """Everything about a round that replay does not need."""
+
+    admitted: list[Admission]
+    cohort: list[str]
+    participants: list[Participant]
+    rejected: list[Rejection]
+    traffic: list[Traffic]
+
+
+class Evaluation(msgspec.Struct, array_like=True, frozen=True):
+    """A measurement of the model after ``round`` rounds, with the digest of the replica that was measured."""
+
+    round: int
+    accuracy: float | None
+    loss: float
+    examples: int
+    digest: bytes
+
+
+def link(previous: bytes, *parts: bytes) -> bytes:
+    """The next link of a chain: SHA-256 over the previous one and the length-prefixed parts."""
+    return hashlib.sha256(
+        previous + b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    ).digest()
+
+
+_SCHEMA = """
+CREATE TABLE header (content BLOB NOT NULL, digest BLOB NOT NULL);
+CREATE TABLE entries (
+    id INTEGER PRIMARY KEY,      -- 1, 2, 3 ...
+    kind TEXT NOT NULL,          -- 'round' or 'evaluation'
+    round INTEGER NOT NULL,      -- a round's index, or rounds done when evaluated
+    body BLOB NOT NULL,          -- the encoded Update or Evaluation
+    audit BLOB NOT NULL,         -- the encoded Audit, empty for an evaluation
+    head BLOB NOT NULL           -- the chain over everything, up to and including this entry
+);
+CREATE INDEX entries_by_kind ON entries (kind, round);
+"""
+
+
+class Ledger:
+    """An open ledger. ``Ledger.create`` and ``Ledger.open`` make one; use it as a context manager or close it.
+
+    One process writes at a time (a lock file beside the database sees to it); any number may read.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path | None, lock: FileLock | None) -> None:
+        self._db = connection
+        self.path = path
+        self._lock = lock
+        self.header, self._genesis = self._read_header()
+        self.rounds = 0
+        """Rounds on record."""
+        self.trail = self._genesis
+        self.head = self._genesis
+        self._entries = 0
+        self._payloads = [0]  # cumulative, by rounds
+        try:
+            self._check_chain()
+        except sqlite3.DatabaseError as error:
+            raise VerificationError(f"the ledger's database is damaged: {error}.") from None
+
+    @classmethod
+    def create(cls, path: Path | None, header: Header) -> "Ledger":
+        """A new ledger at ``path``, or in memory where it is None. Raises LedgerError if one is already there."""
+        if path is not None and path.exists():
+            raise LedgerError(f"{path}: there is a ledger already; resume it or choose another folder.")
+        db, lock = _connect(path, write=True)
+        try:
+            with db:
+                for statement in _SCHEMA.split(";"):
+                    db.execute(statement)
+                db.execute("INSERT INTO header VALUES (?, ?)", (header.encoded(), header.digest()))
+        except sqlite3.Error as error:
+            db.close()
+            if path is not None:
+                path.unlink(missing_ok=True)
+            raise LedgerError(f"{path}: cannot write the ledger: {error}.") from None
+        return cls(db, path, lock)
+
+    @classmethod
+    def open(cls, path: Path, *, write: bool = False) -> "Ledger":
+        """An existing ledger; its whole chain is checked.
+
+        Raises LedgerError if it cannot be opened and VerificationError, naming the entry, if it was altered.
+        """
+        if not path.is_file():
+            raise LedgerError(f"{path}: there is no ledger here.")
+        db, lock = _connect(path, write=write)
+        try:
+            return cls(db, path, lock)
+        except BaseException:
+            db.close()
+            if lock is not None:
+                lock.release()
+            raise
+
+    def append(self, update: Update, audit: Audit) -> None:
+        """Make a round durable. When this returns, the round survives any crash; only then may anybody hear of it."""
+        if update.round != self.rounds:
+            raise LedgerError(f"round {update.round} cannot follow {self.rounds} recorded rounds.")
+        body = encode(update)
+        self._append("round", update.round, body, msgspec.msgpack.encode(audit))
+        self._extend(update, body)
+
+    def append_evaluation(self, evaluation: Evaluation) -> None:
+        """Make a measurement durable."""
+        self._append("evaluation", evaluation.round, msgspec.msgpack.encode(evaluation), b"")
+
+    def updates(self, since: int = 0, until: int | None = None) -> Iterator[Update]:
+        """The updates of rounds ``since`` to ``until - 1``, in order."""
+        for body in self.encoded_updates(since, until):
+            yield decode(body, Update)
+
+    def encoded_updates(self, since: int = 0, until: int | None = None) -> list[bytes]:
+        """The same, as they are sent."""
+        rows = self._db.execute(
+            "SELECT body FROM entries WHERE kind = 'round' AND round >= ? AND round < ? ORDER BY round",
+            (since, self.rounds if until is None else until),
+        )
+        return [body for (body,) in rows]
+
+    def audits(self, since: int = 0) -> Iterator[tuple[int, Audit]]:
+        """(round, audit) of every round from ``since`` on."""
+        rows = self._db.execute(
+            "SELECT round, audit FROM entries WHERE kind = 'round' AND round >= ? ORDER BY round", (since,)
+        )
+        for number, audit in rows:
+            yield number, msgspec.msgpack.decode(audit, type=Audit)
+
+    def evaluations(self) -> list[Evaluation]:
+        """All measurements, in order."""
+        rows = self._db.execute("SELECT body FROM entries WHERE kind = 'evaluation' ORDER BY id")
+        return [msgspec.msgpack.decode(body, type=Evaluation) for (body,) in rows]
+
+    def payload(self, since: int, until: int) -> int:
+        """Bytes of payload in the updates of rounds ``since`` to ``until - 1``."""
+        return self._payloads[until] - self._payloads[since]
+
+    def trail_at(self, rounds: int) -> bytes:
+        """The trail after the first ``rounds`` updates."""
+        trail = self._genesis
+        for body in self.encoded_updates(0, rounds):
+            trail = link(trail, body)
+        return trail
+
+    def close(self) -> None:
+        """Close the database and let others write."""
+        self._db.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _append(self, kind: str, number: int, body: bytes, audit: bytes) -> None:
+        head = link(self.head, kind.encode(), number.to_bytes(8, "little"), body, audit)
+        try:
+            with self._db:
+                self._db.execute(
+                    "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)",
+                    (self._entries + 1, kind, number, body, audit, head),
+                )
+        except sqlite3.Error as error:
+            raise LedgerError(f"{self.path}: cannot write round {number}: {error}; nothing of it was kept.") from None
+        self.head = head
+        self._entries += 1
+
+    def _extend(self, update: Update, body: bytes) -> None:
+        self.trail = link(self.trail, body)
+        self._payloads.append(self._payloads[-1] + update.payload)
+        self.rounds += 1
+
+    def _read_header(self) -> tuple[Header, bytes]:
+        try:
+            rows = self._db.execute("SELECT content, digest FROM header").fetchall()
+        except sqlite3.DatabaseError as error:
+            raise VerificationError(f"{self.path}: not a readable ledger: {error}.") from None
+        if len(rows) != 1:
+            raise VerificationError(f"{self.path}: a ledger has one header, found {len(rows)}.")
+        content, digest = rows[0]
+        if not isinstance(content, bytes) or hashlib.sha256(content).digest() != digest:
+            raise VerificationError("the ledger's header was altered: its digest does not fit.")
+        try:
+            version = msgspec.json.decode(content).get("format")
+            if version != FORMAT:
+                raise LedgerError(f"{self.path}: ledger format {version}, this version reads format {FORMAT}.")
+            return msgspec.json.decode(content, type=Header), digest
+        except msgspec.MsgspecError as error:
+            raise LedgerError(f"{self.path}: the header does not fit format {FORMAT}: {error}.") from None
+
+    def _check_chain(self) -> None:
+        rows = self._db.execute("SELECT id, kind, round, body, audit, head FROM entries ORDER BY id")
+        for expected, row in enumerate(rows, start=1):
+            number, kind, round_, body, audit, head = row
+            where = f"ledger entry {number} ({kind} {round_})"
+            if number != expected:
+                raise VerificationError(f"ledger entry {expected} is missing: entry {number} follows {expected - 1}.")
+            try:
+                good = link(self.head, kind.encode(), round_.to_bytes(8, "little"), body, audit) == head
+            except (AttributeError, TypeError, OverflowError):
+                good = False
+            if not good:
+                raise VerificationError(f"{where} was altered: the chain breaks there.")
+            if kind == "round":
+                try:
+                    update = decode(body, Update)
+                except ProtocolError as error:
+                    raise VerificationError(f"{where}: {error}") from None
+                if update.round != self.rounds or round_ != self.rounds:
+                    raise VerificationError(f"{where}: expected round {self.rounds}.")
+                self._extend(update, body)
+            self.head, self._entries = head, expected
+
+
+def _connect(path: Path | None, *, write: bool) -> tuple[sqlite3.Connection, FileLock | None]:
+    if path is None:
+        return sqlite3.connect(":memory:"), None
+    lock = None
+    try:
+        if write:
+            lock = FileLock(path.with_suffix(".lock"))
+            lock.acquire(timeout=0)
+        db = sqlite3.connect(path if write else f"{path.resolve().as_uri()}?mode=ro", uri=not write)
+        if write:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+    except Timeout:
+        raise LedgerError(f"{path}: another process is writing this ledger; wait for it or end it.") from None
+    except sqlite3.DatabaseError as error:
+        raise VerificationError(f"{path}: not a readable ledger: {error}.") from None
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot open the ledger for writing: {error.strerror}.") from None
+    return db, lock

@@ -1,0 +1,36 @@
+"""The scalar-only methods. A new one is one file and one line in ``METHODS``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from scalarfl.errors import InputError, nearest, shown
+from scalarfl.methods.base import Method, Move, State
+from scalarfl.methods.decomfl import DeComFL
+from scalarfl.methods.hiso import HiSo
+from scalarfl.methods.hiso_scalar import HiSoScalar
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (DeComFL, HiSo, HiSoScalar)}
+
+__all__ = ["METHODS", "DeComFL", "HiSo", "HiSoScalar", "Method", "Move", "State", "make_method"]
+
+
+def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
+    """The method ``name`` with its own settings. Raises InputError that names the key and what is accepted."""
+    if name not in METHODS:
+        raise InputError(f"method.name = {shown(name)}: no such method; {nearest(str(name), list(METHODS))}")
+    kind = METHODS[name]
+    for key in settings or {}:
+        if key not in kind.model_fields:
+            known = list(kind.model_fields)
+            raise InputError(
+                f"method.{key}: '{name}' has no such setting; "
+                + (nearest(key, known) if known else "it has none of its own.")
+            )
+    try:
+        return kind(**(settings or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"method.{key} = {shown(first['input'])}: {first['msg']}.") from None

@@ -1,0 +1,66 @@
+"""What a scalar-only method is: an initial state and two pure, elementwise functions.
+
+Any rule fits whose next state is a deterministic function of seeds, transmitted scalars and shared state (arXiv 2506.02370,
+section 3). A method never sees a whole model: it is handed the state of some coordinates, any slice of any tensor, and must
+treat every coordinate alike and alone. That is what lets replay carry a block of coordinates through many rounds while
+it sits in cache, on any number of threads, with the same bits.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+State = dict[str, Tensor]
+"""A method's state for some coordinates: float32 tensors of the coordinates' shape, or of shape () where one number
+serves all coordinates."""
+
+
+class Move(NamedTuple):
+    """One local step of a round, as a method learns from it."""
+
+    dx: Tensor
+    """float32, the coordinates' Dx = (1/P) sum_p gbar_p z_p; the parameters move by -lr * dx."""
+    coefficients: Sequence[float]
+    """gbar_p / P for every direction, each a float32 value: all that a rule on scalars alone needs."""
+    step: int
+    """Index of the local step, 0 to ``local_steps - 1``."""
+    local_steps: int
+
+
+class Method(BaseModel, ABC):
+    """A scalar-only update rule: its fields are its settings, validated, and what is pure stays pure.
+
+    The framework draws the noise u, moves the parameters and averages the scalars; the method says how noise becomes a
+    direction (``scale``) and how its state learns (``learn``). All arithmetic is float32 with separate products and
+    sums: never ``add(alpha=)``, ``addcmul``, ``lerp`` or ``rsqrt``, which round differently from device to device.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: ClassVar[str]
+    """The name in recipes."""
+    summary: ClassVar[str]
+    """One line for ``scalarfl methods``."""
+    source: ClassVar[str]
+    """Where the rule was published."""
+    vectors: ClassVar[int]
+    """Number of float32 vectors of length d that the state takes."""
+
+    @abstractmethod
+    def init(self, like: Tensor) -> State:
+        """The state before the first round, for coordinates shaped and placed like ``like``."""
+
+    @abstractmethod
+    def scale(self, state: State) -> Tensor | None:
+        """s in z = s * u, broadcastable to the coordinates; None where z = u. Called once a round."""
+
+    @abstractmethod
+    def learn(self, state: State, move: Move) -> State:
+        """The state after one local step; called for every step of a round, in order.
+
+        The directions of a round are all scaled by the state the round began with. The tensors of ``state`` are not
+        to be changed in place.
+        """

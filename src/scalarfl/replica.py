@@ -1,0 +1,119 @@
+"""A replica: a model's trainable parameters, a method's state, and how far along the ledger they are."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from scalarfl.directions import Layout
+from scalarfl.errors import ProtocolError
+from scalarfl.kernels import Combine, best, for_each_block
+from scalarfl.ledger import link
+from scalarfl.messages import Update, encode
+from scalarfl.methods import Method, Move, State
+from scalarfl.models import Trainable, base_digest, digest_tensors, trainable_parameters
+
+
+class Replica:
+    """Holds the only copy of the weights: the model's own tensors, changed by ``apply`` and by nothing else.
+
+    combine: the implementation of the generator; by default the fastest for the model's device. All give the same bits.
+    """
+
+    def __init__(
+        self, model: nn.Module, method: Method, trainable: Trainable = "all", combine: Combine | None = None
+    ) -> None:
+        self.model = model.eval()  # dropout off, normalisation by its stored statistics
+        self.method = method
+        self.base = base_digest(model)
+        """Digest of the model as it was handed over."""
+        named = trainable_parameters(model, trainable)
+        self.parameters = [parameter for _, parameter in named]
+        for parameter in self.parameters:
+            parameter.data = parameter.data.contiguous()
+        self.tensors: list[Tensor] = [parameter.data for parameter in self.parameters]
+        """The true weights. The parameters' ``data`` may point elsewhere while a loss is measured; these do not."""
+        self.layout = Layout.of(named)
+        self.state: list[State] = [method.init(tensor) for tensor in self.tensors]
+        self.combine: Combine = combine or best(self.tensors[0].device)
+        self.position = 0
+        """Rounds applied."""
+        self.trail = b""
+        """The chain over the updates applied; set to the ledger header's digest by ``begin``."""
+
+    def begin(self, genesis: bytes) -> None:
+        """Tie the replica to a ledger, whose header has this digest, before its first update."""
+        if self.position:
+            raise ProtocolError(f"the replica has applied {self.position} rounds already.")
+        self.trail = genesis
+
+    @torch.no_grad()
+    def apply(self, updates: Sequence[Update]) -> None:
+        """Move forward by any number of rounds; one at a time or all at once gives the same bits.
+
+        Every update is elementwise, so a block of coordinates is carried through all of them while it sits in cache.
+        Raises ProtocolError, with nothing applied, where the updates do not follow the replica's position.
+        """
+        for offset, update in enumerate(updates):
+            if update.round != self.position + offset:
+                raise ProtocolError(
+                    f"round {update.round} does not follow: this replica has applied {self.position + offset} rounds."
+                )
+        moving = [update for update in updates if update.slots]
+        if moving:
+            addresses = self.layout.addresses
+
+            def carry(index: int, part: slice) -> None:
+                x = self.tensors[index].view(-1)[part]
+                state = sliced(self.state[index], part)
+                after = self._carry(x, state, addresses[index] + part.start, moving)
+                for key, value in after.items():
+                    if value.ndim:  # a number for all coordinates is set once, below: other blocks start from the old one
+                        state[key].copy_(value)
+
+            numbers = self._carry_numbers(moving)
+            for_each_block(self.tensors, carry)
+            for state in self.state:
+                state.update(numbers)
+        for update in updates:
+            self.trail = link(self.trail, encode(update))
+        self.position += len(updates)
+
+    def _carry(self, x: Tensor, state: State, address: int, updates: Sequence[Update]) -> State:
+        """Carry the coordinates ``x`` (changed in place) and their state through the updates; the paper's Algorithm 1."""
+        combined = torch.empty_like(x)
+        for update in updates:
+            scale = self.method.scale(state)
+            steps = update.coefficients
+            for step, row in enumerate(steps):
+                self.combine(combined, update.seed, step, address, update.perturbations, row)
+                dx = combined if scale is None else combined * scale
+                x -= dx * update.lr
+                state = self.method.learn(state, Move(dx, row, step, len(steps)))
+        return state
+
+    def _carry_numbers(self, updates: Sequence[Update]) -> State:
+        """The part of the state that is one number for all coordinates, after the updates: it needs no coordinate."""
+        state = dict(self.state[0])
+        if all(value.ndim for value in state.values()):
+            return {}
+        nothing = self.tensors[0].new_empty(0)
+        state = {key: value if not value.ndim else value.view(-1)[:0] for key, value in state.items()}
+        after = self._carry(nothing, state, 0, updates)
+        return {key: value for key, value in after.items() if not value.ndim}
+
+    def digest(self) -> str:
+        """SHA-256 over the trained parameters, the method's state and the position: equal replicas, equal digests."""
+        named = [*zip(self.layout.names, self.tensors, strict=True), ("position", torch.tensor(self.position))]
+        for name, state in zip(self.layout.names, self.state, strict=True):
+            named += [(f"{name}:{key}", value) for key, value in sorted(state.items())]
+        return digest_tensors(named)
+
+    def state_bytes(self) -> int:
+        """Bytes of memory that the method's state takes."""
+        return sum(value.numel() * value.element_size() for state in self.state for value in state.values())
+
+
+def sliced(state: State, part: slice) -> State:
+    """The state of the coordinates in ``part``: views, and numbers as they are."""
+    return {key: value.view(-1)[part] if value.ndim else value for key, value in state.items()}

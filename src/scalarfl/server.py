@@ -1,0 +1,188 @@
+"""What a server does in a round: the server's half of the paper's Algorithm 1, as pure protocol. No transport, no model.
+
+It holds seeds, scalars and the ledger. This module imports no torch.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import numpy as np
+
+from scalarfl import aggregate
+from scalarfl.errors import ProtocolError
+from scalarfl.ledger import Admission, Audit, Direction, Ledger, Participant, Purpose, Rejection, Traffic
+from scalarfl.messages import (
+    PROTOCOL,
+    Hello,
+    RoundReply,
+    RoundTask,
+    Update,
+    Welcome,
+    decode,
+    encode,
+    pack,
+    unpack,
+)
+from scalarfl.seeds import derive, generator
+
+
+MAX_SCALAR = 1e15
+"""Larger gradient scalars are refused: their squares would overflow a method's float32 state."""
+
+
+class Server:
+    """Runs rounds on a ledger. Made anew on the same ledger after a crash, it goes on where the ledger ends.
+
+    lr: learning rate of the rounds to come; it travels with every round, so that it may change between rounds.
+    sampled: size of the cohort.
+    """
+
+    def __init__(self, ledger: Ledger, *, lr: float, sampled: int) -> None:
+        self.ledger = ledger
+        self.lr = lr
+        self.sampled = sampled
+        self._positions: dict[str, int] = {}  # rounds each client's replica is known to have applied
+        self._cohort: dict[str, int] = {}  # client -> slot, of the round that is open
+        self._seed = 0
+        self._traffic: Counter[tuple[str, Direction, Purpose, str]] = Counter()
+        self._admitted: list[Admission] = []
+        for round_, audit in ledger.audits():
+            for admission in audit.admitted:
+                self._positions[admission.client] = admission.position
+            for participant in audit.participants:
+                self._positions[participant.client] = round_
+
+    def admit(self, message: bytes) -> bytes:
+        """Answer a client's hello. Raises ProtocolError, with a sentence that says what differs, to refuse it."""
+        hello = decode(message, Hello)
+        if hello.protocol != PROTOCOL:
+            raise ProtocolError(f"client '{hello.client}' speaks protocol {hello.protocol}, this server {PROTOCOL}.")
+        for part, expected in self.ledger.header.contract().items():
+            if getattr(hello, part) != expected:
+                raise ProtocolError(f"client '{hello.client}' has another {_CONTRACT[part]} than this federation.")
+        if hello.position > self.ledger.rounds:
+            raise ProtocolError(
+                f"client '{hello.client}' has applied {hello.position} rounds, the ledger holds {self.ledger.rounds}."
+            )
+        if hello.trail != self.ledger.trail_at(hello.position)[:8]:
+            raise ProtocolError(f"client '{hello.client}' has applied other updates than this ledger's.")
+        self._positions[hello.client] = hello.position
+        self._admitted.append(Admission(hello.client, hello.position))
+        answer = encode(Welcome(PROTOCOL, self.ledger.rounds))
+        self._count(hello.client, "up", "handshake", 0, len(message))
+        self._count(hello.client, "down", "handshake", 0, len(answer))
+        return answer
+
+    @property
+    def admitted(self) -> frozenset[str]:
+        """Everybody who has said hello, in this run or before a restart."""
+        return frozenset(self._positions)
+
+    def open_round(self, present: Sequence[str]) -> dict[str, bytes]:
+        """Sample the cohort from the admitted clients that are present; returns each one's encoded RoundTask."""
+        strangers = [client for client in present if client not in self._positions]
+        if strangers:
+            raise ProtocolError(f"client '{strangers[0]}' has not said hello.")
+        header, round_ = self.ledger.header, self.ledger.rounds
+        candidates = sorted(present)
+        random = generator(header.seed, "cohort", round_)
+        drawn = random.choice(len(candidates), min(self.sampled, len(candidates)), replace=False)
+        distinct = header.directions == "per-client"
+        self._cohort = {candidates[int(i)]: slot if distinct else 0 for slot, i in enumerate(drawn)}
+        self._seed = derive(header.seed, "directions", round_)
+        return {client: self._task(client, slot) for client, slot in self._cohort.items()}
+
+    def close_round(self, replies: Iterable[tuple[str, bytes]]) -> Update:
+        """Aggregate the replies that are sound, record the round and return its update.
+
+        replies: (client, encoded RoundReply) pairs in any order; a transport vouches for the client's name. The record is
+        durable when this returns. A round without a sound reply is recorded too, and moves nobody.
+        """
+        header, round_ = self.ledger.header, self.ledger.rounds
+        accepted: dict[str, tuple[RoundReply, aggregate.Scalars]] = {}
+        rejected: list[Rejection] = []
+        for client, message in sorted(replies):
+            try:
+                reply, scalars = self._checked(client, message)
+                if client in accepted:
+                    raise ProtocolError("a second reply in the same round.")
+            except ProtocolError as error:
+                rejected.append(Rejection(client, str(error)))
+                self._count(client, "up", "round", 0, len(message))
+            else:
+                accepted[client] = reply, scalars
+                self._count(client, "up", "round", len(reply.scalars), len(message))
+
+        cohort = list(self._cohort)
+        order = [client for client in cohort if client in accepted]
+        participants = [Participant(client, self._cohort[client], accepted[client][0].examples) for client in order]
+        slots, packed = [], b""
+        if order:
+            weights = aggregate.AGGREGATIONS[header.aggregation]([p.examples for p in participants])
+            vectors = [accepted[client][1] for client in order]
+            if header.directions == "per-client":
+                slots, packed = [p.slot for p in participants], pack(aggregate.per_client(weights, vectors))
+            else:
+                slots, packed = [0], pack(aggregate.shared(weights, vectors))
+        update = Update(round_, self._seed, self.lr, header.local_steps, slots, packed)
+        audit = Audit(self._admitted, cohort, participants, rejected, self._take_traffic())
+        self.ledger.append(update, audit)
+        for client in order:
+            self._positions[client] = round_
+        self._cohort, self._admitted = {}, []
+        return update
+
+    def _task(self, client: str, slot: int) -> bytes:
+        """The encoded task of one client, with exactly the records it lacks."""
+        round_ = self.ledger.rounds
+        missed = self.ledger.encoded_updates(self._positions[client], round_)
+        task = RoundTask(round_, self._seed, self.lr, slot, [msgspec.Raw(update) for update in missed])
+        message = encode(task)
+        bare = len(encode(RoundTask(round_, self._seed, self.lr, slot, [])))
+        self._count(client, "down", "round", 8, bare)
+        if missed:
+            payload = self.ledger.payload(self._positions[client], round_)
+            self._count(client, "down", "catch-up", payload, len(message) - bare, messages=0)
+        return message
+
+    def _checked(self, client: str, message: bytes) -> tuple[RoundReply, aggregate.Scalars]:
+        """The reply and its scalars. Raises ProtocolError that says why it cannot go into the round."""
+        header = self.ledger.header
+        reply = decode(message, RoundReply)
+        if reply.client != client:
+            raise ProtocolError(f"sent by '{client}' in the name of '{reply.client}'.")
+        if reply.round != self.ledger.rounds:
+            raise ProtocolError(f"a reply for round {reply.round} while round {self.ledger.rounds} is open.")
+        if client not in self._cohort:
+            raise ProtocolError("not in this round's cohort.")
+        expected = 4 * header.local_steps * header.perturbations
+        if len(reply.scalars) != expected:
+            raise ProtocolError(f"{len(reply.scalars)} bytes of scalars, expected {expected}.")
+        scalars = unpack(reply.scalars).reshape(header.local_steps, header.perturbations)
+        if not np.isfinite(scalars).all():
+            raise ProtocolError(f"{int((~np.isfinite(scalars)).sum())} of {scalars.size} scalars are not finite.")
+        if np.abs(scalars).max() > MAX_SCALAR:
+            raise ProtocolError(f"a scalar of {np.abs(scalars).max():.3g} is beyond {MAX_SCALAR:g} in magnitude.")
+        return reply, scalars
+
+    def _count(
+        self, client: str, direction: Direction, purpose: Purpose, payload: int, serialized: int, messages: int = 1
+    ) -> None:
+        for what, amount in (("messages", messages), ("payload", payload), ("serialized", serialized)):
+            self._traffic[client, direction, purpose, what] += amount
+
+    def _take_traffic(self) -> list[Traffic]:
+        counted, self._traffic = self._traffic, Counter()
+        return [
+            Traffic(*key, *(counted[*key, what] for what in ("messages", "payload", "serialized")))
+            for key in sorted({(client, direction, purpose) for client, direction, purpose, _ in counted})
+        ]
+
+
+_CONTRACT = {
+    "base": "base model",
+    "layout": "set of trainable parameters (names or shapes)",
+    "method": "method or method settings",
+    "generator": "generator of directions",
+}

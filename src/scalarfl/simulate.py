@@ -1,0 +1,360 @@
+"""All clients in one process on one copy of the weights: the same clients, server and messages as over a network."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from scalarfl.aggregate import AGGREGATIONS
+from scalarfl.client import Client, Dataset
+from scalarfl.errors import InputError, VerificationError, nearest
+from scalarfl.ledger import Evaluation, Header, Ledger
+from scalarfl.methods import Method, make_method
+from scalarfl.models import Trainable
+from scalarfl.probe import Loss, Probe, Probing
+from scalarfl.replica import Replica
+from scalarfl.server import Server
+
+REPLAY_AT_ONCE = 1_000  # rounds; bounds the records held in memory while a ledger is replayed
+DIVERGED_AFTER = 10  # rounds in a row without a single sound reply
+
+
+class Score(NamedTuple):
+    """What an evaluation finds."""
+
+    loss: float
+    accuracy: float | None = None
+    examples: int = 0
+
+
+Evaluate = Callable[[nn.Module], Score | float]
+"""Of the model: a Score, or the loss alone."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, after a round's record is durable."""
+
+    round: int
+    rounds: int
+    evaluation: Evaluation | None
+    """The newest measurement."""
+    loss: float
+    """Mean of the cohort's losses at x in this round; NaN in a round without a sound reply."""
+    bytes_up: int
+    """Serialized bytes of this process's rounds so far, all clients together."""
+    bytes_down: int
+
+
+Watch = Callable[[Progress], None]
+"""Called after every round, at a moment when stopping (by raising) loses nothing."""
+
+
+@dataclass
+class Run:
+    """A finished simulation."""
+
+    replica: Replica
+    evaluations: list[Evaluation]
+    rounds: int
+    head: str
+    """Hexadecimal; the ledger's head: stands for everything on record."""
+    seconds: float
+    """Of this process: where a run was resumed, since then."""
+    diverged: bool
+    """Whether the run was ended early because no client had a finite loss any more."""
+    traffic: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    """(direction, purpose) -> bytes of (payload, serialized), all clients together, over the whole run."""
+    forward_passes: int = 0
+    """Of one batch each, all clients together, over the whole run."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The fine-tuned model."""
+        return self.replica.model
+
+    @property
+    def digest(self) -> str:
+        """The final replica's digest, hexadecimal."""
+        return self.replica.digest()
+
+    @property
+    def accuracy(self) -> float | None:
+        """The last measured accuracy."""
+        return self.evaluations[-1].accuracy if self.evaluations else None
+
+
+def simulate(
+    model: nn.Module,
+    clients: Sequence[Dataset] | Mapping[str, Dataset],
+    loss: Loss,
+    *,
+    method: str | Method = "hiso",
+    lr: float = 1e-3,
+    rounds: int = 1000,
+    sampled: int | None = None,
+    mu: float = 1e-3,
+    perturbations: int = 5,
+    local_steps: int = 1,
+    batch_size: int = 16,
+    directions: Literal["shared", "per-client"] = "shared",
+    aggregation: str = "mean",
+    trainable: Trainable = "all",
+    seed: int = 0,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 25,
+    ledger: Path | str | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+    order: Callable[[list[str]], list[str]] = list,
+) -> Run:
+    """Fine-tune ``model``, in place, across simulated clients that exchange only scalars.
+
+    Arguments:
+        model: the base model, float32; it becomes the fine-tuned one.
+        clients: each client's training data, by position or by name.
+        loss: of (model, batch) the mean loss; called without autograd and in eval mode.
+        method: a scalar-only method or the name of one.
+        lr, mu, perturbations, local_steps, batch_size: eta, mu, P, tau of the paper, and examples in a batch.
+        rounds: total number of rounds, those on a resumed ledger included.
+        sampled: clients in a round's cohort; by default all.
+        directions: ``shared`` by the cohort, as published, or drawn anew for every client of it.
+        aggregation: ``mean`` or ``weighted`` by number of examples.
+        trainable: what is trained: ``all``, ``norms``, or patterns of parameter names.
+        evaluate: measures the model before the first round, every ``evaluate_every`` rounds and at the end.
+        ledger: file for the durable record; in memory where None. With ``resume``, an existing one is continued
+            exactly as if it had never been interrupted.
+        watch: called after every round; may raise to stop the run without loss.
+        order: in which order the cohort's clients are simulated; cannot change the result.
+
+    Raises InputError for arguments that cannot be, LedgerError for a ledger that cannot be used.
+    """
+    named = dict(clients) if isinstance(clients, Mapping) else {f"client-{i:04d}": c for i, c in enumerate(clients)}
+    method = make_method(method) if isinstance(method, str) else method
+    sampled = len(named) if sampled is None else sampled
+    _check(named, sampled, lr, mu, rounds, perturbations, local_steps, batch_size, aggregation, evaluate_every)
+    started = time.perf_counter()
+    replica = Replica(model, method, trainable)
+    header = Header(
+        base=replica.base,
+        layout=replica.layout.digest(),
+        dimension=replica.layout.dimension,
+        method=method.name,
+        settings=method.model_dump(),
+        mu=mu,
+        perturbations=perturbations,
+        local_steps=local_steps,
+        directions=directions,
+        aggregation=aggregation,
+        seed=seed,
+    )
+    with ExitStack() as stack:
+        book = stack.enter_context(open_ledger(None if ledger is None else Path(ledger), header, resume=resume))
+        federation = _Federation(book, replica, loss, named, header, lr, sampled, batch_size, order)
+        replay(replica, book)
+        evaluations = book.evaluations()
+        silent, up, down = 0, 0, 0
+        federation.greet()
+
+        def measure(last: bool) -> None:
+            due = book.rounds % evaluate_every == 0 or last
+            if evaluate is None or not due or (evaluations and evaluations[-1].round == book.rounds):
+                return
+            evaluations.append(_evaluation(evaluate, replica))
+            book.append_evaluation(evaluations[-1])
+
+        measure(last=book.rounds >= rounds)
+        while book.rounds < rounds and silent < DIVERGED_AFTER:
+            mean_loss, sent, received = federation.round()
+            silent = 0 if math.isfinite(mean_loss) else silent + 1
+            up, down = up + received, down + sent
+            measure(last=book.rounds == rounds or silent == DIVERGED_AFTER)
+            if watch is not None:
+                newest = evaluations[-1] if evaluations else None
+                watch(Progress(book.rounds, rounds, newest, mean_loss, up, down))
+        return Run(
+            replica=replica,
+            evaluations=evaluations,
+            rounds=book.rounds,
+            head=book.head.hex(),
+            seconds=time.perf_counter() - started,
+            diverged=silent >= DIVERGED_AFTER,
+            traffic=traffic(book),
+            forward_passes=forward_passes(book),
+        )
+
+
+class _Federation:
+    """Server and clients of one simulation, and the one replica that all of them share."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        replica: Replica,
+        loss: Loss,
+        data: Mapping[str, Dataset],
+        header: Header,
+        lr: float,
+        sampled: int,
+        batch_size: int,
+        order: Callable[[list[str]], list[str]],
+    ) -> None:
+        self.server = Server(ledger, lr=lr, sampled=sampled)
+        self.replica = replica
+        self.probe = Probe(replica, self._noting(loss))
+        self.clients = {name: Client(name, d, self.probe, header, batch_size) for name, d in data.items()}
+        self.order = order
+        self.now = "before the first round"
+
+    def greet(self) -> None:
+        """Let every client that the ledger does not know yet say hello."""
+        for name in sorted(self.clients.keys() - self.server.admitted):
+            client = self.clients[name]
+            client.welcomed(self.server.admit(client.hello()))
+
+    def round(self) -> tuple[float, int, int]:
+        """One round; returns (mean loss at x of the sound replies' clients, bytes down, bytes up)."""
+        tasks = self.server.open_round(list(self.clients))
+        self.now = f"round {self.replica.position}"
+        replies, losses = self._answers(tasks)
+        update = self.server.close_round(replies.items())
+        self.replica.apply([update])
+        mean = math.fsum(losses) / len(losses) if update.slots else math.nan
+        return mean, sum(map(len, tasks.values())), sum(map(len, replies.values()))
+
+    def _answers(self, tasks: dict[str, bytes]) -> tuple[dict[str, bytes], list[float]]:
+        """Run the cohort in step, so that questions about the same perturbed weights are answered together."""
+        working = {name: self.clients[name].steps(tasks[name]) for name in self.order(list(tasks))}
+        questions: dict[str, Probing] = {name: next(steps) for name, steps in working.items()}
+        replies: dict[str, bytes] = {}
+        at_x: dict[str, float] = {}
+        while questions:
+            measured = dict(zip(questions, self.probe.measure(list(questions.values())), strict=True))
+            for name, losses in measured.items():
+                at_x.setdefault(name, losses[0])
+                try:
+                    questions[name] = working[name].send(losses)
+                except StopIteration as done:
+                    replies[name] = done.value
+                    del questions[name]
+        return replies, [value for value in at_x.values() if math.isfinite(value)]
+
+    def _noting(self, loss: Loss) -> Loss:
+        """The loss, with a note on where it failed if it fails."""
+
+        def noting(model: nn.Module, batch: object) -> torch.Tensor | float:
+            try:
+                return loss(model, batch)
+            except Exception as error:
+                error.add_note(f"scalarfl: while a client's loss was evaluated in {self.now}")
+                raise
+
+        return noting
+
+
+def open_ledger(path: Path | None, header: Header, *, resume: bool) -> Ledger:
+    """A new ledger, or with ``resume`` the existing one, which must have this header.
+
+    Raises LedgerError or InputError that says what differs or what to do.
+    """
+    if path is None or not resume or not path.exists():
+        return Ledger.create(path, header)
+    ledger = Ledger.open(path, write=True)
+    for name in Header.__struct_fields__:
+        found, wanted = getattr(ledger.header, name), getattr(header, name)
+        if found != wanted:
+            ledger.close()
+            raise InputError(f"{path}: cannot resume: its {name} is {found}, this run's is {wanted}.")
+    return ledger
+
+
+def replay(replica: Replica, ledger: Ledger, until: int | None = None) -> None:
+    """Bring a replica forward along a ledger, to ``until`` rounds or to its end.
+
+    Raises VerificationError where a replica reaches an evaluated round with another digest than the record's.
+    """
+    end = ledger.rounds if until is None else until
+    if replica.position == 0:
+        replica.begin(ledger.header.digest())
+    while replica.position < end:
+        stop = min(end, replica.position + REPLAY_AT_ONCE)
+        replica.apply(list(ledger.updates(replica.position, stop)))
+    last = [evaluation for evaluation in ledger.evaluations() if evaluation.round == replica.position]
+    if last and last[-1].digest.hex() != replica.digest():
+        raise VerificationError(
+            f"replaying {replica.position} rounds gives the digest {replica.digest()[:16]}…, "
+            f"the ledger says {last[-1].digest.hex()[:16]}…."
+        )
+
+
+def traffic(ledger: Ledger) -> dict[tuple[str, str], tuple[int, int]]:
+    """(direction, purpose) -> bytes of (payload, serialized), all clients and rounds together."""
+    total: dict[tuple[str, str], tuple[int, int]] = {}
+    for _, audit in ledger.audits():
+        for row in audit.traffic:
+            key = (row.direction, row.purpose)
+            payload, serialized = total.get(key, (0, 0))
+            total[key] = (payload + row.payload, serialized + row.serialized)
+    return total
+
+
+def forward_passes(ledger: Ledger) -> int:
+    """Losses evaluated for all rounds on record, one batch each: tau (P + 1) a client that replied."""
+    each = ledger.header.local_steps * (ledger.header.perturbations + 1)
+    return each * sum(len(audit.participants) + len(audit.rejected) for _, audit in ledger.audits())
+
+
+def peak_rss_bytes() -> int:
+    """The process's peak resident memory so far, bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _evaluation(evaluate: Evaluate, replica: Replica) -> Evaluation:
+    with torch.no_grad():
+        score = evaluate(replica.model)
+    score = score if isinstance(score, Score) else Score(float(score))
+    return Evaluation(
+        replica.position, score.accuracy, float(score.loss), score.examples, bytes.fromhex(replica.digest())
+    )
+
+
+def _check(
+    named: Mapping[str, Dataset],
+    sampled: int,
+    lr: float,
+    mu: float,
+    rounds: int,
+    perturbations: int,
+    local_steps: int,
+    batch_size: int,
+    aggregation: str,
+    evaluate_every: int,
+) -> None:
+    if not named:
+        raise InputError("clients: none given; a federation needs at least one.")
+    for name, data in named.items():
+        if len(data) == 0:
+            raise InputError(f"clients: '{name}' has no training examples.")
+    if not 1 <= sampled <= len(named):
+        raise InputError(f"sampled = {sampled}: accepted is 1 to {len(named)}, the number of clients.")
+    if aggregation not in AGGREGATIONS:
+        raise InputError(f"aggregation = '{aggregation}': {nearest(aggregation, list(AGGREGATIONS))}")
+    for key, value in (("lr", lr), ("mu", mu)):
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{key} = {value}: accepted is a finite number above 0.")
+    for key, value in (
+        ("perturbations", perturbations), ("local_steps", local_steps), ("batch_size", batch_size),
+        ("evaluate_every", evaluate_every), ("rounds", rounds + 1),
+    ):
+        if value < 1:
+            raise InputError(f"{key} = {value - (key == 'rounds')}: accepted is a whole number, 1 or more.")
