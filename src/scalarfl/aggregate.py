@@ -24,7 +24,7 @@ AGGREGATIONS: dict[str, Weigh] = {"mean": _mean, "weighted": _weighted}
 
 
 def shared(weights: npt.NDArray[np.float64], replies: Sequence[Scalars]) -> Scalars:
-    """[steps, P]: the weighted mean of the clients' scalars on the same directions; float64, in slot order, then float32."""
+    """[steps, P]: the weighted mean over clients that share directions; summed in float64, then float32."""
     total = np.zeros(replies[0].shape, dtype=np.float64)
     for weight, scalars in zip(weights, replies, strict=True):
         total += weight * scalars.astype(np.float64)
@@ -32,7 +32,7 @@ def shared(weights: npt.NDArray[np.float64], replies: Sequence[Scalars]) -> Scal
 
 
 def per_client(weights: npt.NDArray[np.float64], replies: Sequence[Scalars]) -> Scalars:
-    """[steps, m P]: each client's scalars on its own directions, such that the plain mean over all m P is the weighted one."""
+    """[steps, m P]: each client's scalars on its own directions, such that their plain mean is the weighted one."""
     count = len(replies)
     scaled = [weight * count * scalars.astype(np.float64) for weight, scalars in zip(weights, replies, strict=True)]
     return np.concatenate(scaled, axis=1).astype(np.float32)

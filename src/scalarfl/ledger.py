@@ -17,9 +17,9 @@ from typing import Any, Literal, Self
 import msgspec
 from filelock import FileLock, Timeout
 
-from scalarfl.directions import GENERATOR, TABLE_DIGEST
 from scalarfl.errors import LedgerError, ProtocolError, VerificationError
 from scalarfl.messages import Update, decode, encode
+from scalarfl.table import GENERATOR, TABLE_DIGEST
 
 FORMAT = 1
 
@@ -126,9 +126,7 @@ class Evaluation(msgspec.Struct, array_like=True, frozen=True):
 
 def link(previous: bytes, *parts: bytes) -> bytes:
     """The next link of a chain: SHA-256 over the previous one and the length-prefixed parts."""
-    return hashlib.sha256(
-        previous + b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-    ).digest()
+    return hashlib.sha256(previous + b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()
 
 
 _SCHEMA = """

@@ -1,7 +1,8 @@
 """What crosses the network, and nothing else does: small versioned messages in MessagePack, validated on receipt.
 
-No message's size depends on the model's. Two sizes are told apart everywhere: *payload*, the gradient scalars (4 bytes each)
-and the seeds (8 bytes each) that the algorithm itself needs; and *serialized*, the length of the encoded message.
+No message's size depends on the model's. Two sizes are told apart everywhere: *payload*, the gradient scalars (4
+bytes each) and the seeds (8 bytes each) that the algorithm itself needs; and *serialized*, the length of the encoded
+message.
 """
 
 from functools import cached_property
@@ -45,7 +46,9 @@ class Update(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
             raise ValueError("a scalar or the learning rate is not finite")
         rows = self.local_steps * len(self.slots)
         if (rows == 0) != (values.size == 0) or (rows and values.size % rows):
-            raise ValueError(f"{values.size} scalars do not fit {self.local_steps} local steps and {len(self.slots)} slots")
+            raise ValueError(
+                f"{values.size} scalars do not fit {self.local_steps} local steps and {len(self.slots)} slots"
+            )
         if len(set(self.slots)) != len(self.slots) or self.seed >> 64:
             raise ValueError("slots repeat or the seed exceeds 64 bits")
 

@@ -13,7 +13,7 @@ from scalarfl.errors import InputError, nearest
 from scalarfl.seeds import derive
 
 Trainable = Literal["all", "norms"] | Sequence[str]
-"""``all``; ``norms``: biases and normalisation weights (every vector); or patterns as in a shell, over parameter names."""
+"""``all``; ``norms``: biases and normalisation weights (every vector); or shell patterns of parameter names."""
 
 
 def logistic(inputs: tuple[int, ...], classes: int) -> nn.Module:
@@ -48,7 +48,9 @@ def _size(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
 
 
-def build(name: str, inputs: tuple[int, ...], classes: int, seed: int, hidden: Sequence[int] | None = None) -> nn.Module:
+def build(
+    name: str, inputs: tuple[int, ...], classes: int, seed: int, hidden: Sequence[int] | None = None
+) -> nn.Module:
     """The model ``name`` ("logistic", "mlp", "cnn") for inputs of a shape, its weights drawn from ``seed``.
 
     hidden: widths of the MLP's hidden layers or channels of the CNN's stages; None for the model's default.
@@ -69,8 +71,8 @@ def build(name: str, inputs: tuple[int, ...], classes: int, seed: int, hidden: S
 def initialise(model: nn.Module, seed: int) -> None:
     """Uniform in +-1/sqrt(fan in), weights and biases, as torch's layers do by default, but portably.
 
-    The numbers come from the portable generator and exact arithmetic: the same bits on every machine. ``model`` consists of
-    linear and convolutional layers.
+    The numbers come from the portable generator and exact arithmetic: the same bits on every machine. ``model``
+    consists of linear and convolutional layers.
     """
     for layer, module in enumerate(m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)):
         bound = torch.tensor(float(module.weight[0].numel())).sqrt().reciprocal()
@@ -98,7 +100,8 @@ def trainable_parameters(model: nn.Module, trainable: Trainable = "all") -> list
             if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in named):
                 raise InputError(
                     f"model.trainable: the pattern '{pattern}' matches no parameter; the first are "
-                    + ", ".join(name for name, _ in named[:4]) + "."
+                    + ", ".join(name for name, _ in named[:4])
+                    + "."
                 )
         chosen = [pair for pair in named if any(fnmatch.fnmatchcase(pair[0], pattern) for pattern in trainable)]
     if not chosen:

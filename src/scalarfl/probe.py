@@ -1,21 +1,19 @@
 """Losses at x + (walk) + mu z, with x untouched.
 
-The weights are never perturbed and restored: adding and subtracting loses bits. The perturbed weights are written to a scratch
-buffer and the model's parameters point there for as long as a loss is evaluated; x itself is only read.
+The weights are never perturbed and restored: adding and subtracting loses bits. The perturbed weights are written to
+a scratch buffer and the model's parameters point there for as long as a loss is evaluated; x itself is only read.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scalarfl.kernels import for_each_block
+from scalarfl.objective import Loss
 from scalarfl.replica import Replica, sliced
-
-Loss = Callable[[nn.Module, Any], Tensor | float]
-"""Of a model and a batch: the mean loss as one number, reduced in float32."""
 
 K = TypeVar("K", bound=Hashable)
 

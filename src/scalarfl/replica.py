@@ -68,7 +68,9 @@ class Replica:
                 state = sliced(self.state[index], part)
                 after = self._carry(x, state, addresses[index] + part.start, moving)
                 for key, value in after.items():
-                    if value.ndim:  # a number for all coordinates is set once, below: other blocks start from the old one
+                    if (
+                        value.ndim
+                    ):  # a number for all coordinates is set once, below: other blocks start from the old one
                         state[key].copy_(value)
 
             numbers = self._carry_numbers(moving)
@@ -80,7 +82,7 @@ class Replica:
         self.position += len(updates)
 
     def _carry(self, x: Tensor, state: State, address: int, updates: Sequence[Update]) -> State:
-        """Carry the coordinates ``x`` (changed in place) and their state through the updates; the paper's Algorithm 1."""
+        """Carry the coordinates ``x`` (changed in place) and their state through the updates."""
         combined = torch.empty_like(x)
         for update in updates:
             scale = self.method.scale(state)

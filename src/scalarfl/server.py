@@ -1,4 +1,4 @@
-"""What a server does in a round: the server's half of the paper's Algorithm 1, as pure protocol. No transport, no model.
+"""What a server does in a round: the server's half of the paper's Algorithm 1, as pure protocol. No model here.
 
 It holds seeds, scalars and the ledger. This module imports no torch.
 """
@@ -25,7 +25,6 @@ from scalarfl.messages import (
     unpack,
 )
 from scalarfl.seeds import derive, generator
-
 
 MAX_SCALAR = 1e15
 """Larger gradient scalars are refused: their squares would overflow a method's float32 state."""
@@ -96,8 +95,8 @@ class Server:
     def close_round(self, replies: Iterable[tuple[str, bytes]]) -> Update:
         """Aggregate the replies that are sound, record the round and return its update.
 
-        replies: (client, encoded RoundReply) pairs in any order; a transport vouches for the client's name. The record is
-        durable when this returns. A round without a sound reply is recorded too, and moves nobody.
+        replies: (client, encoded RoundReply) pairs in any order; a transport vouches for the client's name. The
+        record is durable when this returns. A round without a sound reply is recorded too, and moves nobody.
         """
         header, round_ = self.ledger.header, self.ledger.rounds
         accepted: dict[str, tuple[RoundReply, aggregate.Scalars]] = {}

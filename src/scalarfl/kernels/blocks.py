@@ -10,9 +10,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-BLOCK = 16_384
-"""Coordinates in a block: a handful of float32 vectors of this length fit in a core's second-level cache, and torch
-does not split work this small among threads of its own."""
+BLOCK = 2047 * 16
+"""Coordinates in a block: a handful of float32 vectors of this length fit in a core's second-level cache,
+calls cost little beside the work, and torch does not split so few (below 32,768) among threads of its own."""
 
 GPU_BLOCK = 1 << 24
 

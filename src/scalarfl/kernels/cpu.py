@@ -1,8 +1,8 @@
 """The portable generator on the CPU, in numba: noise, product and sum in one pass, no d-sized temporary.
 
-A tile of Philox blocks is made at once so that the compiler vectorises across blocks; the bytes are then looked up in the table
-while both sit in the first-level cache. Compiled without ``fastmath``: products and sums are rounded one by one, as the
-reference rounds them. Threads are the caller's affair (the function releases the GIL).
+A tile of Philox blocks is made at once so that the compiler vectorises across blocks; the bytes are then looked up in
+the table while both sit in the first-level cache. Compiled without ``fastmath``: products and sums are rounded one by
+one, as the reference rounds them. Threads are the caller's affair (the function releases the GIL).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ import numpy.typing as npt
 from numba import njit
 from torch import Tensor
 
-from scalarfl.directions import COORDINATES_PER_BLOCK, TABLE
+from scalarfl.directions import COORDINATES_PER_BLOCK
+from scalarfl.table import TABLE
 
 _TILE = 64  # Philox blocks made at once: 1 KiB of random bytes
 

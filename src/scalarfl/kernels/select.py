@@ -20,7 +20,8 @@ class Combine(Protocol):
         address: int,
         perturbations: Sequence[int],
         coefficients: Sequence[float],
-    ) -> None: ...
+    ) -> None:
+        """Overwrite ``out``."""
 
 
 def best(device: torch.device) -> Combine:

@@ -6,14 +6,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from scalarfl.errors import InputError, nearest, shown
-from scalarfl.methods.base import Method, Move, State
+from scalarfl.methods.base import Method, Move, State, square_root
 from scalarfl.methods.decomfl import DeComFL
 from scalarfl.methods.hiso import HiSo
 from scalarfl.methods.hiso_scalar import HiSoScalar
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (DeComFL, HiSo, HiSoScalar)}
 
-__all__ = ["METHODS", "DeComFL", "HiSo", "HiSoScalar", "Method", "Move", "State", "make_method"]
+__all__ = ["METHODS", "DeComFL", "HiSo", "HiSoScalar", "Method", "Move", "State", "make_method", "square_root"]
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:

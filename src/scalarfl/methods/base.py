@@ -1,21 +1,32 @@
 """What a scalar-only method is: an initial state and two pure, elementwise functions.
 
-Any rule fits whose next state is a deterministic function of seeds, transmitted scalars and shared state (arXiv 2506.02370,
-section 3). A method never sees a whole model: it is handed the state of some coordinates, any slice of any tensor, and must
-treat every coordinate alike and alone. That is what lets replay carry a block of coordinates through many rounds while
-it sits in cache, on any number of threads, with the same bits.
+Any rule fits whose next state is a deterministic function of seeds, transmitted scalars and shared state (arXiv
+2506.02370, section 3). A method never sees a whole model: it is handed the state of some coordinates, any slice of
+any tensor, and must treat every coordinate alike and alone. That is what lets replay carry a block of coordinates
+through many rounds while it sits in cache, on any number of threads, with the same bits.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 State = dict[str, Tensor]
 """A method's state for some coordinates: float32 tensors of the coordinates' shape, or of shape () where one number
 serves all coordinates."""
+
+
+def square_root(x: Tensor) -> Tensor:
+    """The correctly rounded float32 square root of a float32 tensor.
+
+    ``torch.sqrt`` is not: on CPUs with MKL it goes through a vector library that misses the last bit for one value in
+    six. In float64 the root of a float32 number is never as close to the middle between two float32 numbers as that
+    library's error, so rounding it once gives the IEEE result on every device.
+    """
+    return torch.sqrt(x.double()).float()
 
 
 class Move(NamedTuple):
@@ -33,12 +44,13 @@ class Move(NamedTuple):
 class Method(BaseModel, ABC):
     """A scalar-only update rule: its fields are its settings, validated, and what is pure stays pure.
 
-    The framework draws the noise u, moves the parameters and averages the scalars; the method says how noise becomes a
-    direction (``scale``) and how its state learns (``learn``). All arithmetic is float32 with separate products and
-    sums: never ``add(alpha=)``, ``addcmul``, ``lerp`` or ``rsqrt``, which round differently from device to device.
+    The framework draws the noise u, moves the parameters and averages the scalars; the method says how noise becomes
+    a direction (``scale``) and how its state learns (``learn``). All arithmetic is float32 with separate products and
+    sums: never ``add(alpha=)``, ``addcmul``, ``lerp``, ``rsqrt`` or ``torch.sqrt``, which round differently from
+    device to device.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     name: ClassVar[str]
     """The name in recipes."""

@@ -1,4 +1,4 @@
-"""HiSo: directions shaped by a diagonal Hessian estimate learnt from the very same scalars (arXiv 2506.02370, Algorithm 1)."""
+"""HiSo: directions shaped by a diagonal Hessian estimate learnt from the same scalars (arXiv 2506.02370)."""
 
 from typing import ClassVar, Literal
 
@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scalarfl.methods.base import Method, Move, State
+from scalarfl.methods.base import Method, Move, State, square_root
 
 HessianUpdate = Literal["first", "last"]
 
@@ -24,12 +24,14 @@ class HiSo(Method):
         x  <- x - lr Dx
         H  <- max( (1 - nu) H + nu (Dx^2 + eps), floor )        elementwise, once a round; H_0 = 1
 
-    H is fixed inside a round. With several local steps it learns from one of them: ``hessian_update="first"`` as in the
-    paper, ``"last"`` as in the authors' code; the same at one local step. The "smoothing" reported by the authors is 1 - nu.
+    H is fixed inside a round. With several local steps it learns from one of them: ``hessian_update="first"`` as in
+    the paper, ``"last"`` as in the authors' code; the same at one local step. The "smoothing" reported by the authors
+    is 1 - nu.
 
-    Deviations from the paper: the noise is the portable generator's; and the floor, which the paper does not have. Rounds whose
-    scalars are zero teach H nothing but zero: without a floor 400 of them give H = 1e-9 and a perturbation of
-    mu / sqrt(H) = 28 a coordinate. The default lies below what H reaches in ordinary runs, so it is inert there.
+    Deviations from the paper: the noise is the portable generator's; and the floor, which the paper does not have.
+    Rounds whose scalars are zero teach H nothing but zero: without a floor 400 of them give H = 1e-9 and a
+    perturbation of mu / sqrt(H) = 28 a coordinate. The default lies below what H reaches in ordinary runs, so it is
+    inert there.
     """
 
     name: ClassVar[str] = "hiso"
@@ -48,7 +50,7 @@ class HiSo(Method):
 
     def scale(self, state: State) -> Tensor | None:
         """H^{-1/2}, by a square root and a division: ``rsqrt`` is not correctly rounded."""
-        return 1.0 / torch.sqrt(state["hessian"])
+        return 1.0 / square_root(state["hessian"])
 
     def learn(self, state: State, move: Move) -> State:
         """The moving average of Dx^2."""

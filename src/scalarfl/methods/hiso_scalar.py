@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scalarfl.methods.base import Method, Move, State
+from scalarfl.methods.base import Method, Move, State, square_root
 from scalarfl.methods.hiso import HessianUpdate, chosen
 
 
@@ -18,9 +18,9 @@ class HiSoScalar(Method):
         h  <- max( (1 - nu) h + nu (mean(Dx^2) + eps), floor )        h_0 = 1
         mean(Dx^2) = (1/h) sum_p (gbar_p / P)^2
 
-    The last line is the mean over the noise instead of over the d coordinates at hand. The two differ by a relative error of
-    order sqrt(2 P / d), and only this one is a function of the scalars alone: exact, free, and the same on a party that
-    holds no model. The sum is taken exactly (``math.fsum``) so that its order does not matter.
+    The last line is the mean over the noise instead of over the d coordinates at hand. The two differ by a relative
+    error of order sqrt(2 P / d), and only this one is a function of the scalars alone: exact, free, and the same on a
+    party that holds no model. The sum is taken exactly (``math.fsum``) so that its order does not matter.
     """
 
     name: ClassVar[str] = "hiso-scalar"
@@ -39,7 +39,7 @@ class HiSoScalar(Method):
 
     def scale(self, state: State) -> Tensor | None:
         """h^{-1/2}."""
-        return 1.0 / torch.sqrt(state["hessian"])
+        return 1.0 / square_root(state["hessian"])
 
     def learn(self, state: State, move: Move) -> State:
         """The moving average of the mean of Dx^2."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import nn
@@ -18,24 +18,13 @@ from scalarfl.errors import InputError, VerificationError, nearest
 from scalarfl.ledger import Evaluation, Header, Ledger
 from scalarfl.methods import Method, make_method
 from scalarfl.models import Trainable
-from scalarfl.probe import Loss, Probe, Probing
+from scalarfl.objective import Evaluate, Loss, Score
+from scalarfl.probe import Probe, Probing
 from scalarfl.replica import Replica
 from scalarfl.server import Server
 
 REPLAY_AT_ONCE = 1_000  # rounds; bounds the records held in memory while a ledger is replayed
 DIVERGED_AFTER = 10  # rounds in a row without a single sound reply
-
-
-class Score(NamedTuple):
-    """What an evaluation finds."""
-
-    loss: float
-    accuracy: float | None = None
-    examples: int = 0
-
-
-Evaluate = Callable[[nn.Module], Score | float]
-"""Of the model: a Score, or the loss alone."""
 
 
 @dataclass(frozen=True)
@@ -353,8 +342,11 @@ def _check(
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"{key} = {value}: accepted is a finite number above 0.")
     for key, value in (
-        ("perturbations", perturbations), ("local_steps", local_steps), ("batch_size", batch_size),
-        ("evaluate_every", evaluate_every), ("rounds", rounds + 1),
+        ("perturbations", perturbations),
+        ("local_steps", local_steps),
+        ("batch_size", batch_size),
+        ("evaluate_every", evaluate_every),
+        ("rounds", rounds + 1),
     ):
         if value < 1:
             raise InputError(f"{key} = {value - (key == 'rounds')}: accepted is a whole number, 1 or more.")

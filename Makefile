@@ -1,0 +1,30 @@
+PYTHON ?= python3.11
+BIN = .venv/bin
+
+.PHONY: help env demo test lint bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1  \t/p' Makefile
+
+env: .venv/ready  ## create .venv from the pinned constraints
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: env  ## train on real digits with DeComFL and HiSo, compare, plot and verify
+	$(BIN)/scalarfl demo
+
+test: env lint  ## lint, check types, run all tests
+	$(BIN)/pytest -n 2
+
+lint: env  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: env  ## run the quick benchmarks
+	$(BIN)/python -m benchmarks.generator
+
+clean:  ## remove the environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Performance and convergence, measured. Ratios within one run count; absolute times are the machine's."""

@@ -1,0 +1,5 @@
+"""``python -m scalarfl``."""
+
+from scalarfl.cli import main
+
+main()

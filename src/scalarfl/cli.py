@@ -1,0 +1,293 @@
+"""The commands. Thin: they read arguments, show progress and turn errors into sentences and exit codes."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from scalarfl.errors import InputError, ScalarflError
+
+if TYPE_CHECKING:
+    from scalarfl.simulation import Progress, Watch
+
+EXIT_INTERRUPTED = 130
+SHOWN_CLIENTS = 50
+
+app = typer.Typer(
+    name="scalarfl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Federated fine-tuning in which nothing but a few scalars crosses the network. Start with `scalarfl demo`.",
+    epilog="Exit codes: 0 fine, 2 wrong input, 3 verification failed, 130 interrupted (and resumable).",
+)
+errors = Console(stderr=True, highlight=False)
+output = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, last on standard output.")]
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on standard error."""
+    errors.print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def watching(label: str) -> "Iterator[Watch]":
+    """Show a run's progress: a live line on a terminal, else a plain line now and then."""
+    if not errors.is_terminal:
+        yield _plain_watch(label)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[state]}"))
+    with Bar(*columns, TimeRemainingColumn(), console=errors) as bar:
+        task = bar.add_task(label, total=None, state="")
+
+        def watch(progress: "Progress") -> None:
+            if progress.round == progress.rounds or progress.round % 5 == 0:
+                bar.update(task, completed=progress.round, total=progress.rounds, state=_state(progress))
+
+        yield watch
+
+
+def _plain_watch(label: str, pause: float = 5.0) -> "Watch":
+    started, first_round, shown = time.monotonic(), -1, 0.0
+
+    def watch(progress: "Progress") -> None:
+        nonlocal first_round, shown
+        if first_round < 0:
+            first_round = progress.round - 1
+        now = time.monotonic()
+        if now - shown < pause and progress.round < progress.rounds:
+            return
+        from scalarfl.report import duration
+
+        left = (now - started) / (progress.round - first_round) * (progress.rounds - progress.round)
+        say(f"{label}: round {progress.round} of {progress.rounds}, {_state(progress)}, {duration(left)} left")
+        shown = now
+
+    return watch
+
+
+def _state(progress: "Progress") -> str:
+    from scalarfl.report import percent, size
+
+    newest = progress.evaluation
+    score = "" if newest is None or newest.accuracy is None else f", accuracy {percent(newest.accuracy)}"
+    return f"loss {progress.loss:.4f}{score}, {size(progress.bytes_up)} up, {size(progress.bytes_down)} down"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs; an earlier demonstration there is replaced.")] = Path(
+        "runs/demo"
+    ),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each run.")] = 2000,
+) -> None:
+    """Train a network on real digits with DeComFL, HiSo and HiSo's scalar twin; compare, plot and verify them."""
+    from scalarfl import demo as demonstration, report
+
+    if out.exists():
+        if any(not (child / "recipe.toml").is_file() for child in out.iterdir() if child.name != "curves.png"):
+            raise InputError(f"{out}: holds something else than an earlier demonstration; choose another --out.")
+        shutil.rmtree(out)
+    results = demonstration.demo(out, rounds, say, watching)
+    output.print(report.comparison(results))
+    output.print(f"Curves: {out / 'curves.png'}. Each run's folder holds its recipe, ledger and result; check one with")
+    output.print(f"    scalarfl verify {out / 'hiso'}")
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file; `scalarfl recipe` prints one.")],
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Override a key of the recipe; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run; by default runs/ and the recipe's name.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the folder where its ledger ends.")
+    ] = False,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data files; overrides task.data_dir.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe: simulate the whole federation on this machine."""
+    from scalarfl import recipe as recipes, report, run as runs
+
+    overrides = [*(setting or []), *([f"task.data_dir={json.dumps(str(data_dir.resolve()))}"] if data_dir else [])]
+    loaded = recipes.load(recipe, overrides)
+    folder = out or Path("runs") / recipe.stem
+    try:
+        with watching(loaded.method.name) as watch:
+            result = runs.run(loaded, folder, resume=resume, watch=watch)
+    except runs.Interrupted as stop:
+        again = " ".join(f"-s {text}" for text in setting or [])
+        say(
+            f"interrupted after {stop.rounds} rounds; nothing is lost. Go on with\n"
+            f"    scalarfl run {recipe}{' ' + again if again else ''} --out {folder} --resume"
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if result["diverged"]:
+        say("warning: the run diverged: no client had a finite loss any more. Lower method.lr.")
+    if not report.can_plot():
+        say("note: no curve was drawn; pip install 'scalarfl[plot]' for that.")
+    if as_json:
+        print(json.dumps(result))
+    else:
+        output.print(report.comparison([result]))
+        output.print(f"Folder: {folder}")
+
+
+@app.command()
+def verify(folder: Folder, as_json: AsJson = False) -> None:
+    """Rebuild a run's model from base model and ledger, and compare digests, scores and bytes with what was claimed."""
+    from scalarfl import run as runs
+
+    with Bar(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("replaying", total=None)
+        verified = runs.verify(folder, lambda done, total: bar.update(task, completed=done, total=total))
+    if as_json:
+        print(json.dumps(verified.__dict__ | {"measured": verified.measured._asdict()}))
+        return
+    output.print(f"verified: {verified.rounds} rounds, {verified.evaluations} evaluations, digest {verified.digest}")
+    output.print(f"ledger head {verified.head}", soft_wrap=True)
+    if not verified.finished:
+        output.print("The run is not finished: there was no result.json to compare with.")
+
+
+@app.command()
+def show(folder: Folder, as_json: AsJson = False) -> None:
+    """Show a run: its curve, its bytes by purpose, who took part and what was rejected."""
+    from scalarfl import report, run as runs
+
+    with runs.open_ledger(folder) as ledger:
+        view = report.overview(ledger)
+    if as_json:
+        print(json.dumps(view))
+        return
+    output.print(f"{view['method']}: {view['rounds']} rounds, d = {view['dimension']:,}", markup=False)
+    _table(
+        "evaluations",
+        ("round", "accuracy", "loss"),
+        [
+            (str(round_), report.percent(accuracy), f"{loss:.4f}")
+            for round_, accuracy, loss in report.thinned(view["curve"])
+        ],
+    )
+    _table(
+        "bytes, all clients together",
+        ("direction", "purpose", "payload", "serialized"),
+        [
+            (row["direction"], row["purpose"], f"{row['payload']:,}", f"{row['serialized']:,}")
+            for row in view["traffic"]
+        ],
+    )
+    _table(
+        "participants",
+        ("client", "rounds", "rejected", "up", "down"),
+        [
+            (name, str(row["rounds"]), str(row["rejected"]), report.size(row["up"]), report.size(row["down"]))
+            for name, row in list(view["clients"].items())[:SHOWN_CLIENTS]
+        ],
+    )
+    if len(view["clients"]) > SHOWN_CLIENTS:
+        output.print(f"... and {len(view['clients']) - SHOWN_CLIENTS} more clients; --json gives all")
+    for reason, count in view["rejections"].items():
+        output.print(f"rejected {count} times: {reason}", markup=False)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    output.print(table)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods with their own settings."""
+    from scalarfl.methods import METHODS
+
+    for name, method in METHODS.items():
+        output.print(
+            f"{name}: {method.summary} ({method.source}); memory: {method.vectors} float32 a parameter", markup=False
+        )
+        for key, info in method.model_fields.items():
+            output.print(f"    {key} = {info.get_default()!r}  {info.description}", markup=False)
+
+
+@app.command()
+def recipe() -> None:
+    """Print a commented recipe that runs as it stands."""
+    from scalarfl.recipe import template
+
+    print(template(), end="")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"scalarfl {version('scalarfl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; by default as many as torch chooses.")
+    ] = None,
+    _show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+    context.obj = debug
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+# The base of all usage errors; typer carries its own copy of click in newer versions, so it is looked up by name.
+_UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point of the command ``scalarfl``; ends the process with one of the exit codes."""
+    sys.exit(_exit_code(sys.argv[1:] if arguments is None else arguments))
+
+
+def _exit_code(arguments: list[str]) -> int:
+    """Run a command; what the user can mend becomes ``error:`` and a sentence."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except ScalarflError as error:
+        if "--debug" in arguments:
+            raise
+        say(f"error: {error}")
+        return error.exit_code
+    except _UsageError as error:
+        say(f"error: {getattr(error, 'format_message', error.__str__)()} See `scalarfl --help`.")
+        return InputError.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted; what is on the ledger is safe")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        sys.stderr.close()
+        return 0
+    return code if isinstance(code, int) else 0

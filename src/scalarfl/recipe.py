@@ -1,0 +1,217 @@
+"""The recipe: one TOML file that says what is trained, on what, by whom and how. Typed, every key documented."""
+
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scalarfl.errors import InputError, nearest, shown
+from scalarfl.methods import METHODS, Method, make_method
+
+
+class Section(BaseModel):
+    """A table of the recipe: unknown keys are refused, and nothing is coerced that was not meant so."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+class ModelSection(Section):
+    """What is trained."""
+
+    name: str = Field(description='"logistic", "mlp" or "cnn"')
+    dtype: Literal["float32"] = Field("float32", description="type of the weights")
+    trainable: Literal["all", "norms"] | list[str] = Field(
+        "all", description='"all", "norms" (biases and norms), or a list of patterns of parameter names'
+    )
+    hidden: list[int] | None = Field(
+        None, description="widths of the MLP's hidden layers or channels of the CNN's stages; left out: the model's own"
+    )
+
+
+class TaskSection(Section):
+    """On what."""
+
+    name: str = Field(description='"digits" (needs no files), "fashion-mnist" or "mnist"')
+    data_dir: str | None = Field(None, description="folder of the data files, relative to the recipe")
+    train_examples: int = Field(0, ge=0, description="use only the first so many training examples; 0: all")
+
+
+class FederationSection(Section):
+    """By whom."""
+
+    clients: int = Field(6, ge=1, description="M, number of clients")
+    sampled: int = Field(2, ge=1, description="m, size of a round's cohort")
+    rounds: int = Field(1000, ge=0, description="R, number of rounds")
+    local_steps: int = Field(1, ge=1, description="tau, local steps a round")
+    batch_size: int = Field(16, ge=1, description="examples in a client's batch")
+    partition: Literal["iid", "dirichlet"] = Field("iid", description='"iid" or "dirichlet" (skewed by label)')
+    alpha: float = Field(1.0, gt=0, description="concentration of the Dirichlet partition; smaller is more skewed")
+    balanced: bool = Field(False, description="Dirichlet partition with clients of equal size")
+    aggregation: Literal["mean", "weighted"] = Field("mean", description='"mean" or "weighted" (by number of examples)')
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything that is drawn")
+
+
+class MethodSection(Section):
+    """How: what all methods share, and ``own``, the method's own settings (same table in the file)."""
+
+    name: str = Field("hiso", description="one of the names that `scalarfl methods` lists")
+    lr: float = Field(1e-3, gt=0, description="eta, learning rate")
+    mu: float = Field(1e-3, gt=0, description="mu, perturbation size")
+    perturbations: int = Field(5, ge=1, le=4096, description="P, directions a local step")
+    directions: Literal["shared", "per-client"] = Field(
+        "shared", description='"shared" by the cohort, or drawn anew "per-client"'
+    )
+    own: Method = Field(default_factory=lambda: make_method("hiso"), exclude=True)
+
+
+class EvaluationSection(Section):
+    """When the model is measured on the test examples."""
+
+    every: int = Field(25, ge=1, description="rounds between evaluations; one more at the end")
+    examples: int = Field(0, ge=0, description="use only the first so many test examples; 0: all")
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    model: ModelSection
+    task: TaskSection
+    federation: FederationSection = FederationSection()
+    method: MethodSection = MethodSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if self.federation.sampled > self.federation.clients:
+            raise ValueError(
+                f"federation.sampled = {self.federation.sampled}: accepted is at most federation.clients = "
+                f"{self.federation.clients}"
+            )
+        return self
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file, with overrides such as ``method.lr=3e-3``; relative paths become absolute.
+
+    Raises InputError that names the key, what was found and what is accepted.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise InputError(f"{path}: cannot read the recipe: {reason}.") from None
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}.") from None
+    for override in overrides:
+        _override(tables, override)
+    recipe = parse(tables)
+    if recipe.task.data_dir is not None:
+        folder = str((path.parent / Path(recipe.task.data_dir).expanduser()).resolve())
+        recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"data_dir": folder})})
+    return recipe
+
+
+def parse(tables: dict[str, Any]) -> Recipe:
+    """The recipe in TOML's tables. Raises InputError like ``load``."""
+    tables = {name: dict(table) if isinstance(table, dict) else table for name, table in tables.items()}
+    method = tables.get("method", {})
+    if isinstance(method, dict):
+        common = {key: method.pop(key) for key in list(method) if key in MethodSection.model_fields and key != "own"}
+        name = common.get("name", "hiso")
+        known = [key for key in MethodSection.model_fields if key != "own"]
+        for key in method:
+            if isinstance(name, str) and name in METHODS and key not in METHODS[name].model_fields:
+                _unknown(f"method.{key}", key, [*known, *METHODS[name].model_fields])
+        tables["method"] = common | {"own": make_method(name, method)}
+    try:
+        return Recipe.model_validate(tables)
+    except ValidationError as error:
+        _refuse(error, tables)
+
+
+def _refuse(error: ValidationError, tables: dict[str, Any]) -> NoReturn:
+    """Turn pydantic's first complaint into a sentence."""
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part == "list"))]
+    key = ".".join(where[:2])
+    if first["type"] == "extra_forbidden":
+        sections = Recipe.model_fields
+        if len(where) == 1:
+            _unknown(f"[{key}]", key, list(sections), "section")
+        section = sections[where[0]].annotation
+        assert section is not None
+        _unknown(key, where[1], [name for name in section.model_fields if name != "own"])
+    if first["type"] == "missing":
+        raise InputError(f"{key}: this key is missing; every recipe needs [model] name and [task] name.")
+    if first["type"] == "value_error" and not key:
+        raise InputError(f"{first['ctx']['error']}.")
+    found = tables.get(where[0])
+    found = found.get(where[1]) if isinstance(found, dict) and len(where) > 1 else found
+    raise InputError(f"{key} = {shown(found)}: {first['msg'].replace('Input should', 'it should')}.")
+
+
+def _unknown(where: str, key: str, known: list[str], what: str = "key") -> NoReturn:
+    raise InputError(f"{where}: no such {what}; {nearest(key, known)}")
+
+
+def _override(tables: dict[str, Any], text: str) -> None:
+    """Apply ``section.key=value``; the value is TOML, or a bare word for a string."""
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key) or "." in key:
+        raise InputError(f"-s {text}: accepted is section.key=value, for example -s method.lr=3e-3.")
+    if section not in Recipe.model_fields:
+        _unknown(f"-s {text}", section, list(Recipe.model_fields), "section")
+    try:
+        parsed = tomllib.loads(f"v = {value.strip()}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    table = tables.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise InputError(f"[{section}] should be a table, found {shown(table)}.")
+    table[key] = parsed
+
+
+def to_toml(recipe: Recipe, *, comments: bool = False) -> str:
+    """The recipe as TOML, every key spelled out; with ``comments``, each key explained."""
+    return "\n".join(_lines(recipe, comments)) + "\n"
+
+
+def _lines(recipe: Recipe, comments: bool) -> Iterator[str]:
+    for name in Recipe.model_fields:
+        section: Section = getattr(recipe, name)
+        yield f"[{name}]" + (f"  # {(type(section).__doc__ or '').splitlines()[0]}" if comments else "")
+        parts: list[BaseModel] = [section, section.own] if isinstance(section, MethodSection) else [section]
+        for part in parts:
+            for key, info in type(part).model_fields.items():
+                value = getattr(part, key)
+                if isinstance(value, Method):
+                    continue
+                line = f"{key} = {_value(value)}" if value is not None else f"# {key} = {_EXAMPLES.get(key, '...')}"
+                if value is not None or comments:
+                    yield f"{line:<32} # {info.description}" if comments else line
+        yield ""
+
+
+_EXAMPLES = {"data_dir": '"data"', "hidden": "[64]"}
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def template() -> str:
+    """A commented recipe that runs as it stands."""
+    intro = (
+        "# A recipe for scalarfl: `scalarfl run FILE.toml`. Every key is shown with its default; all but\n"
+        "# model.name and task.name may be left out. Change one for a single run with -s section.key=value.\n\n"
+    )
+    recipe = parse({"model": {"name": "mlp"}, "task": {"name": "digits"}, "method": {"lr": 1e-2}})
+    return intro + to_toml(recipe, comments=True)

@@ -1,0 +1,136 @@
+"""Tables and plots from results. The run folder's ledger is where every figure comes from."""
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from scalarfl.ledger import Ledger
+
+Result = dict[str, Any]
+
+
+def size(bytes_: float) -> str:
+    """Bytes for people: 1.2 kB, 3.4 MB (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(bytes_) < 1000:
+            return f"{bytes_:.0f} {unit}" if unit == "B" else f"{bytes_:.1f} {unit}"
+        bytes_ /= 1000
+    return f"{bytes_:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42 s, 3 min 10 s, 5 h 2 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def dense_bytes(result: Result) -> float:
+    """What FedAvg would have moved, per client: the float32 model, up and down, whenever the client takes part."""
+    participations = result["rounds"] * result["sampled"] / result["clients"]
+    return float(2 * 4 * result["dimension"] * participations)
+
+
+def comparison(results: Sequence[Result]) -> Table:
+    """One line a result: what it reached and what it cost."""
+    table = Table(title="bytes are means per client over the whole run, as serialized; scores on the test examples")
+    for column in ("method", "lr", "accuracy", "best", "loss", "rounds", "forward passes", "up", "down", "FedAvg's"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for result in results:
+        table.add_row(
+            result["method"] + (" (diverged)" if result["diverged"] else ""),
+            f"{result['lr']:g}",
+            percent(result["accuracy"]),
+            percent(result["best_accuracy"]),
+            f"{result['loss']:.4f}",
+            f"{result['rounds']:,}",
+            f"{result['forward_passes']:,}",
+            size(result["serialized_bytes_up"]),
+            size(result["serialized_bytes_down"]),
+            size(dense_bytes(result)),
+        )
+    return table
+
+
+def overview(ledger: Ledger) -> dict[str, Any]:
+    """What a ledger tells about a run. A client's bytes are serialized ones, over all purposes."""
+    traffic: dict[tuple[str, str], Counter[str]] = {}
+    clients: dict[str, Counter[str]] = {}
+    reasons: Counter[str] = Counter()
+    for _, audit in ledger.audits():
+        for row in audit.traffic:
+            amounts = {"messages": row.messages, "payload": row.payload, "serialized": row.serialized}
+            traffic.setdefault((row.direction, row.purpose), Counter()).update(amounts)
+            clients.setdefault(row.client, Counter()).update({row.direction: row.serialized})
+        for participant in audit.participants:
+            clients.setdefault(participant.client, Counter()).update(rounds=1)
+        for rejection in audit.rejected:
+            clients.setdefault(rejection.client, Counter()).update(rejected=1)
+            reasons.update([rejection.reason])
+    header = ledger.header
+    return {
+        "method": header.method,
+        "settings": header.settings,
+        "dimension": header.dimension,
+        "perturbations": header.perturbations,
+        "local_steps": header.local_steps,
+        "directions": header.directions,
+        "seed": header.seed,
+        "rounds": ledger.rounds,
+        "ledger_head": ledger.head.hex(),
+        "curve": [[score.round, score.accuracy, score.loss] for score in ledger.evaluations()],
+        "traffic": [
+            {"direction": direction, "purpose": purpose, **amounts}
+            for (direction, purpose), amounts in sorted(traffic.items())
+        ],
+        "clients": {
+            name: {key: clients[name][key] for key in ("rounds", "rejected", "up", "down")} for name in sorted(clients)
+        },
+        "rejections": dict(reasons.most_common()),
+    }
+
+
+def thinned(curve: Sequence[Sequence[float]], most: int = 12) -> list[Sequence[float]]:
+    """At most so many points of a curve, evenly spread, the first and the last among them."""
+    if len(curve) <= most:
+        return list(curve)
+    return [curve[round(index * (len(curve) - 1) / (most - 1))] for index in range(most)]
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed (the extra ``plot``)."""
+    return find_spec("matplotlib") is not None
+
+
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Draw accuracy and loss against rounds, one line a result, to a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for result in results:
+        rounds = [point[0] for point in result["curve"]]
+        label = f"{result['method']}, lr {result['lr']:g}"
+        if result["accuracy"] is not None:
+            left.plot(rounds, [100 * point[1] for point in result["curve"]], label=label)
+        right.plot(rounds, [point[2] for point in result["curve"]], label=label)
+    left.set(xlabel="rounds", ylabel="test accuracy (%)", title=f"{results[0]['task']}, {results[0]['model']}")
+    right.set(xlabel="rounds", ylabel="test loss", title=f"d = {results[0]['dimension']:,} parameters")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=130)

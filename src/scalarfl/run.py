@@ -1,0 +1,343 @@
+"""From a recipe to a run folder and back: recipe.toml, ledger.sqlite, result.json, curve.png."""
+
+import errno
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from scalarfl import models, recipe as recipes
+from scalarfl.client import Dataset
+from scalarfl.errors import InputError, VerificationError
+from scalarfl.ledger import Ledger
+from scalarfl.objective import Score
+from scalarfl.recipe import Recipe
+from scalarfl.replica import Replica
+from scalarfl.simulation import (
+    Progress,
+    Run,
+    Watch,
+    forward_passes,
+    peak_rss_bytes,
+    replay,
+    simulate,
+    traffic,
+)
+from scalarfl.tasks import Examples, Shard, Task, dirichlet, iid, load_task
+
+RECIPE, LEDGER, RESULT, CURVE = "recipe.toml", "ledger.sqlite", "result.json", "curve.png"
+
+
+class Interrupted(Exception):
+    """The user asked a run to stop; everything up to ``rounds`` is on the ledger."""
+
+    def __init__(self, rounds: int) -> None:
+        super().__init__(f"interrupted after {rounds} rounds")
+        self.rounds = rounds
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a recipe stands for, loaded and built."""
+
+    recipe: Recipe
+    task: Task
+    model: nn.Module
+    clients: dict[str, Dataset]
+
+    def simulate(self, ledger: Path | None = None, *, resume: bool = False, watch: Watch | None = None) -> Run:
+        """Run the recipe; the ledger in memory where no path is given."""
+        federation, method, evaluation = self.recipe.federation, self.recipe.method, self.recipe.evaluation
+        test = self.task.test.first(evaluation.examples)
+
+        def score(model: nn.Module) -> Score:
+            return self.task.score(model, test)
+
+        return simulate(
+            self.model,
+            self.clients,
+            self.task.loss,
+            method=method.own,
+            lr=method.lr,
+            rounds=federation.rounds,
+            sampled=federation.sampled,
+            mu=method.mu,
+            perturbations=method.perturbations,
+            local_steps=federation.local_steps,
+            batch_size=federation.batch_size,
+            directions=method.directions,
+            aggregation=federation.aggregation,
+            trainable=self.recipe.model.trainable,
+            seed=federation.seed,
+            evaluate=score,
+            evaluate_every=evaluation.every,
+            ledger=ledger,
+            resume=resume,
+            watch=watch,
+        )
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Load the data, divide them among the clients, build the model. Raises InputError; writes nothing."""
+    data_dir = recipe.task.data_dir
+    task = load_task(recipe.task.name, None if data_dir is None else Path(data_dir))
+    train = task.train.first(recipe.task.train_examples)
+    model = models.build(recipe.model.name, task.inputs, task.classes, recipe.federation.seed, recipe.model.hidden)
+    models.trainable_parameters(model, recipe.model.trainable)  # refuse a bad choice before anything is written
+    return Prepared(recipe, task, model, divide(recipe, train))
+
+
+def divide(recipe: Recipe, train: Examples) -> dict[str, Dataset]:
+    """The clients' shares of the training examples, by client name."""
+    federation = recipe.federation
+    if federation.partition == "iid":
+        parts = iid(len(train), federation.clients, federation.seed)
+    else:
+        labels = train.labels.numpy()
+        parts = dirichlet(labels, federation.clients, federation.alpha, federation.seed, federation.balanced)
+    return {f"client-{index:04d}": Shard(train, part) for index, part in enumerate(parts)}
+
+
+def run(recipe: Recipe, out: Path, *, resume: bool = False, watch: Watch | None = None) -> dict[str, Any]:
+    """Run a recipe in the folder ``out`` and return what ``result.json`` holds.
+
+    Raises InputError where the folder holds another run or cannot be written, and Interrupted after Ctrl-C or SIGTERM.
+    """
+    prepared = prepare(recipe)
+    with _sentences_for_disks(out):
+        if (out / LEDGER).exists():
+            if not resume:
+                raise InputError(
+                    f"{out}: there is a run in this folder; continue it with --resume, or choose another --out."
+                )
+            _check_same(recipe, load_recipe(out), out)
+        elif resume and out.exists() and any(out.iterdir()) and not (out / RECIPE).exists():
+            raise InputError(f"{out}: there is no run to resume in this folder.")
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / RECIPE, recipes.to_toml(recipe).encode())
+        with _stoppable(watch) as careful_watch:
+            finished = prepared.simulate(out / LEDGER, resume=resume, watch=careful_watch)
+        result = summary(recipe, finished)
+        _write(out / RESULT, (json.dumps(result) + "\n").encode())
+        _draw(result, out)
+    return result
+
+
+def summary(recipe: Recipe, finished: Run) -> dict[str, Any]:
+    """The content of ``result.json``; bytes are means per client over the run."""
+    clients = recipe.federation.clients
+    bytes_ = {
+        f"{kind}_bytes_{direction}": sum(
+            amounts[index] for (way, _), amounts in finished.traffic.items() if way == direction
+        )
+        / clients
+        for index, kind in enumerate(("payload", "serialized"))
+        for direction in ("up", "down")
+    }
+    scores = finished.evaluations
+    accuracies = [score.accuracy for score in scores if score.accuracy is not None]
+    return {
+        "method": recipe.method.name,
+        "task": recipe.task.name,
+        "model": recipe.model.name,
+        "seed": recipe.federation.seed,
+        "dimension": finished.replica.layout.dimension,
+        "clients": clients,
+        "sampled": recipe.federation.sampled,
+        "perturbations": recipe.method.perturbations,
+        "local_steps": recipe.federation.local_steps,
+        "lr": recipe.method.lr,
+        "rounds": finished.rounds,
+        "forward_passes": finished.forward_passes,
+        "accuracy": scores[-1].accuracy,
+        "best_accuracy": max(accuracies, default=None),
+        "loss": scores[-1].loss,
+        "curve": [[score.round, score.accuracy, score.loss] for score in scores],
+        **bytes_,
+        "seconds": finished.seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "digest": finished.digest,
+        "ledger_head": finished.head,
+        "diverged": finished.diverged,
+    }
+
+
+def load_recipe(folder: Path) -> Recipe:
+    """The recipe of the run in ``folder``."""
+    if not (folder / RECIPE).is_file():
+        raise InputError(f"{folder}: not a run folder: it has no {RECIPE}.")
+    return recipes.load(folder / RECIPE)
+
+
+def open_ledger(folder: Path) -> Ledger:
+    """The ledger of the run in ``folder``, to read. Raises InputError where there is none."""
+    if not (folder / LEDGER).is_file():
+        raise InputError(f"{folder}: not a run folder: it has no {LEDGER}.")
+    return Ledger.open(folder / LEDGER)
+
+
+def load_result(folder: Path) -> dict[str, Any] | None:
+    """The content of the run's result.json; None where the run has not finished."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}.") from None
+    if not isinstance(result, dict):
+        raise InputError(f"{path}: should hold one JSON object.")
+    return result
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification found to hold."""
+
+    rounds: int
+    evaluations: int
+    digest: str
+    head: str
+    measured: Score
+    finished: bool
+    """Whether there was a result.json to compare with."""
+
+
+def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> Verified:
+    """Rebuild the model of a run from the base model and the ledger alone, and compare everything that was claimed.
+
+    progress: called with (rounds replayed, rounds in all). Raises VerificationError that names the first thing that
+    does not hold, and InputError where the folder holds no run.
+    """
+    recipe = load_recipe(folder)
+    prepared = prepare(recipe)
+    with open_ledger(folder) as ledger:
+        replica = Replica(prepared.model, recipe.method.own, recipe.model.trainable)
+        for what, found in (("base", replica.base), ("layout", replica.layout.digest())):
+            claimed = getattr(ledger.header, what)
+            if claimed != found:
+                raise VerificationError(
+                    f"the recipe gives another {what} ({found[:16]}…) than the ledger ({claimed[:16]}…)."
+                )
+        own = recipe.method.own
+        if (ledger.header.method, ledger.header.settings) != (own.name, own.model_dump()):
+            raise VerificationError("the recipe's method or its settings are not the ledger's.")
+        evaluations = ledger.evaluations()
+        for stop in sorted({evaluation.round for evaluation in evaluations} | {ledger.rounds}):
+            replay(replica, ledger, stop)
+            if progress is not None:
+                progress(stop, ledger.rounds)
+        measured = prepared.task.score(prepared.model, prepared.task.test.first(recipe.evaluation.examples))
+        last = evaluations[-1] if evaluations else None
+        if last is not None and last.round == ledger.rounds and abs(last.loss - measured.loss) > 1e-3 * abs(last.loss):
+            raise VerificationError(f"the loss measured again is {measured.loss:.6g}, the ledger says {last.loss:.6g}.")
+        digest, head = replica.digest(), ledger.head.hex()
+        result = load_result(folder)
+        if result is not None:
+            _compare(result, recipe, ledger, digest)
+        return Verified(ledger.rounds, len(evaluations), digest, head, measured, result is not None)
+
+
+def _compare(result: dict[str, Any], recipe: Recipe, ledger: Ledger, digest: str) -> None:
+    """Hold the result against what the ledger says."""
+    evaluations = ledger.evaluations()
+    bytes_ = traffic(ledger)
+    claims: dict[str, Any] = {
+        "rounds": ledger.rounds,
+        "ledger_head": ledger.head.hex(),
+        "digest": digest,
+        "forward_passes": forward_passes(ledger),
+        "curve": [[e.round, e.accuracy, e.loss] for e in evaluations],
+        "accuracy": evaluations[-1].accuracy,
+    }
+    for index, kind in enumerate(("payload", "serialized")):
+        for direction in ("up", "down"):
+            total = sum(amounts[index] for (way, _), amounts in bytes_.items() if way == direction)
+            claims[f"{kind}_bytes_{direction}"] = total / recipe.federation.clients
+    for key, value in claims.items():
+        if result.get(key) != value:
+            raise VerificationError(f"{RESULT} claims {key} = {result.get(key)!r:.60}, the ledger gives {value!r:.60}.")
+
+
+def _check_same(recipe: Recipe, earlier: Recipe, out: Path) -> None:
+    """Refuse to resume into another recipe; only the number of rounds may change."""
+    for section in Recipe.model_fields:
+        new, old = getattr(recipe, section), getattr(earlier, section)
+        for key in type(new).model_fields:
+            if getattr(new, key) != getattr(old, key) and (section, key) != ("federation", "rounds"):
+                raise InputError(
+                    f"{out}: cannot resume: {section}.{key} is {getattr(new, key)!r} now, the run in this folder has "
+                    f"{getattr(old, key)!r}; only federation.rounds may change."
+                )
+
+
+@contextmanager
+def _stoppable(watch: Watch | None) -> Iterator[Watch]:
+    """A watch that raises Interrupted after Ctrl-C or SIGTERM, at a moment when that loses nothing."""
+    asked = False
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:  # a second time: at once; the ledger can take it
+            raise KeyboardInterrupt
+        asked = True
+
+    def careful(progress: Progress) -> None:
+        if watch is not None:
+            watch(progress)
+        if asked:
+            raise Interrupted(progress.round)
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are somebody else's
+        before = {}
+    try:
+        yield careful
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _sentences_for_disks(out: Path) -> Iterator[None]:
+    """Turn the file system's refusals into sentences."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{out}: the disk is full; free some space and go on with --resume.") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise InputError(f"{out}: cannot be written: {error.strerror}.") from None
+        raise
+
+
+def _draw(result: dict[str, Any], out: Path) -> None:
+    """Draw the curve where matplotlib is installed; it is no part of the result."""
+    from scalarfl import report
+
+    if report.can_plot():
+        report.plot([result], out / CURVE)

@@ -1,0 +1,216 @@
+"""A contract that every method keeps, and each method's own equations."""
+
+import numpy as np
+import pytest
+import torch
+
+from scalarfl import METHODS, HiSo, HiSoScalar, InputError, Method, Move, Replica, make_method, simulate
+from scalarfl.methods import square_root
+from support import Office, cross_entropy, network, score, shards, updates
+
+ALL = [pytest.param(method(), id=name) for name, method in METHODS.items()]
+every_method = pytest.mark.parametrize("method", ALL)
+
+
+def moves(like: torch.Tensor, steps: int = 2) -> list[Move]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Move(torch.randn(like.shape, generator=generator), (0.3 * step + 0.1, -0.2), step, steps)
+        for step in range(steps)
+    ]
+
+
+@every_method
+def test_contract_state_is_float32_of_the_right_shape(method: Method) -> None:
+    state = method.init(torch.zeros(40))
+    assert sum(value.ndim for value in state.values()) == method.vectors
+    for move in moves(torch.zeros(40)):
+        state = method.learn(state, move)
+    for value in state.values():
+        assert value.dtype == torch.float32
+        assert value.shape in ((), (40,))
+
+
+@every_method
+def test_contract_pure(method: Method) -> None:
+    """Same input, same output; nothing that was handed in is changed."""
+    state = method.init(torch.zeros(40))
+    before = {key: value.clone() for key, value in state.items()}
+    first, second = (method.learn(state, moves(torch.zeros(40))[0]) for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert all(torch.equal(before[key], state[key]) for key in before)
+
+
+@every_method
+def test_contract_elementwise(method: Method) -> None:
+    """Any slice of the coordinates evolves as it does among all of them."""
+    whole, part = method.init(torch.zeros(40)), method.init(torch.zeros(7))
+    for move in moves(torch.zeros(40), 3):
+        whole = method.learn(whole, move)
+        part = method.learn(part, move._replace(dx=move.dx[5:12]))
+    for key, value in whole.items():
+        assert torch.equal(value[5:12] if value.ndim else value, part[key])
+    scales = method.scale(whole), method.scale(part)
+    if scales[0] is not None and scales[1] is not None:
+        assert torch.equal(scales[0][5:12] if scales[0].ndim else scales[0], scales[1])
+
+
+@every_method
+def test_contract_initial_direction_is_the_noise(method: Method) -> None:
+    scale = method.scale(method.init(torch.zeros(5)))
+    assert scale is None or bool((scale == 1).all())
+
+
+@every_method
+@pytest.mark.parametrize("directions", ["shared", "per-client"])
+@pytest.mark.parametrize("local_steps", [1, 3])
+def test_contract_replicas_agree_after_rounds(method: Method, directions: str, local_steps: int) -> None:
+    """Three clients with replicas of their own, each round probing for itself, end with one digest."""
+    office = Office(method=method, directions=directions, local_steps=local_steps, sampled=2)
+    office.greet()
+    for _ in range(5):
+        office.round()
+    for replica in office.replicas:
+        replica.apply(list(office.ledger.updates(replica.position)))
+    assert len({replica.digest() for replica in office.replicas}) == 1
+    assert office.replicas[0].digest() != Replica(network(), method).digest()
+
+
+@every_method
+def test_contract_it_learns(method: Method) -> None:
+    run = simulate(
+        network(), shards(), cross_entropy, method=method, lr=3e-2, rounds=300, evaluate=score, evaluate_every=300
+    )
+    assert run.evaluations[-1].loss < 0.95 * run.evaluations[0].loss
+
+
+@every_method
+def test_contract_an_empty_round_changes_nothing_but_the_position(method: Method) -> None:
+    replica = Replica(network(), method)
+    replica.apply(updates(2))
+    before = [tensor.clone() for tensor in replica.tensors]
+    state = [{key: value.clone() for key, value in part.items()} for part in replica.state]
+    replica.apply([updates(3)[2]])
+    assert replica.position == 3
+    assert all(torch.equal(a, b) for a, b in zip(before, replica.tensors, strict=True))
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(state, replica.state, strict=True) for key in a)
+
+
+@pytest.mark.parametrize("twin", [HiSo(nu=0), HiSoScalar(nu=0)])
+def test_hiso_with_h_held_at_one_is_decomfl_bit_for_bit(twin: Method) -> None:
+    tensors = []
+    for method in (twin, make_method("decomfl")):
+        model = network()
+        run = simulate(model, shards(), cross_entropy, method=method, lr=1e-2, rounds=40, local_steps=2, sampled=2)
+        tensors.append(run.replica.tensors)
+    assert all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
+
+
+def test_hiso_follows_its_equations() -> None:
+    """Against the equations in plain NumPy, float32, one operation at a time."""
+    method, model = HiSo(nu=0.1, eps=1e-4), network()
+    replica = Replica(model, method)
+    x = [tensor.numpy().copy().ravel() for tensor in replica.tensors]
+    h = [np.ones_like(part) for part in x]
+    from scalarfl.directions import noise
+
+    for update in updates(6, local_steps=2):
+        for part, hessian, address in zip(x, h, replica.layout.addresses, strict=True):
+            if not update.slots:
+                continue
+            scale = np.float32(1) / np.sqrt(hessian)
+            for step, row in enumerate(update.coefficients):
+                combined = np.zeros_like(part)
+                for q, c in zip(update.perturbations, row, strict=True):
+                    combined += np.float32(c) * noise(update.seed, step, q, address, part.size).numpy()
+                dx = combined * scale
+                part -= dx * np.float32(update.lr)
+                if step == 0:
+                    newest = dx * dx + np.float32(1e-4)
+                    learnt = hessian * np.float32(1 - 0.1) + newest * np.float32(0.1)
+            hessian[:] = np.maximum(learnt, np.float32(method.floor))
+    replica.apply(updates(6, local_steps=2))
+    for tensor, expected in zip(replica.tensors, x, strict=True):
+        assert tensor.numpy().ravel().tobytes() == expected.tobytes()
+    for state, expected in zip(replica.state, h, strict=True):
+        assert state["hessian"].numpy().ravel().tobytes() == expected.tobytes()
+
+
+def test_the_square_root_is_correctly_rounded() -> None:
+    bits = np.random.default_rng(0).integers(0x00800000, 0x7F800000, 200_000, dtype=np.uint32)
+    x = np.concatenate([bits.view(np.float32), np.float32([0, 1, 4, 1e-30])])
+    assert square_root(torch.from_numpy(x)).numpy().tobytes() == np.sqrt(x).tobytes()
+
+
+@pytest.mark.parametrize("method", [HiSo, HiSoScalar])
+def test_the_hessian_learns_from_the_chosen_local_step(method: type[HiSo] | type[HiSoScalar]) -> None:
+    first, last = (method(hessian_update=which) for which in ("first", "last"))  # type: ignore[arg-type]
+    steps = moves(torch.zeros(4), 3)
+    for chosen, index in ((first, 0), (last, 2)):
+        state = chosen.init(torch.zeros(4))
+        for move in steps:
+            state = chosen.learn(state, move)
+        alone = chosen.learn(chosen.init(torch.zeros(4)), steps[index])
+        assert torch.equal(state["hessian"], alone["hessian"])
+    digests = set()
+    for chosen in (first, last):
+        replica = Replica(network(), chosen)
+        replica.apply(updates(4, local_steps=2))
+        digests.add(replica.digest())
+    assert len(digests) == 2
+
+
+def test_the_scalar_twin_learns_the_mean_of_dx_squared() -> None:
+    """Its closed form against the mean over 200,000 coordinates: within sampling error."""
+    model = torch.nn.Linear(2000, 100, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    scalar, exact = Replica(model, HiSoScalar(floor=0)), 1.0
+    x = [scalar.tensors[0].clone()]
+    for update in updates(8):
+        scalar.apply([update])
+        x.append(scalar.tensors[0].clone())
+        if update.slots:
+            dx = (x[-2] - x[-1]).double() / 1e-2
+            exact = 0.95 * exact + 0.05 * (float((dx**2).mean()) + 1e-8)
+    assert float(scalar.state[0]["hessian"]) == pytest.approx(exact, rel=0.01)
+
+
+def test_the_floor_holds_through_400_rounds_of_zeros_and_training_goes_on() -> None:
+    silent = [update for update in updates(400) if update]
+    zeros = [type(update)(u.round, u.seed, u.lr, 1, [0], b"\0" * 12) for update, u in zip(silent, silent, strict=True)]
+    for kind in (HiSo, HiSoScalar):
+        with_floor, without = Replica(network(), kind()), Replica(network(), kind(floor=0))
+        before = with_floor.digest()
+        for replica in (with_floor, without):
+            replica.apply(zeros)
+        lowest = min(float(state["hessian"].min()) for state in with_floor.state)
+        assert lowest == pytest.approx(with_floor.method.model_dump()["floor"])
+        assert max(float(state["hessian"].max()) for state in without.state) < 1e-7
+        assert 1e-3 / lowest**0.5 < 0.04  # mu / sqrt(H): the true perturbation
+        assert with_floor.digest() != before  # H moved, the weights did not
+        assert torch.equal(with_floor.tensors[0], network().get_parameter("0.weight"))
+
+
+def test_the_floor_is_inert_in_an_ordinary_run() -> None:
+    runs = [
+        simulate(network(), shards(), cross_entropy, method=HiSo(floor=floor), lr=1e-2, rounds=200)
+        for floor in (0, 1e-3)
+    ]
+    assert runs[0].replica.digest() == runs[1].replica.digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("hizo", {}, "did you mean 'hiso'?"),
+        ("hiso", {"nuu": 0.1}, "did you mean 'nu'?"),
+        ("hiso", {"nu": 2}, "less than or equal to 1"),
+        ("hiso", {"nu": "0.1"}, "valid number"),
+        ("hiso", {"hessian_update": "middle"}, "'first' or 'last'"),
+        ("decomfl", {"nu": 0.1}, "none of its own"),
+    ],
+)
+def test_wrong_methods_and_settings_are_refused(name: str, settings: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match="method") as error:
+        make_method(name, settings)
+    assert says in str(error.value)
