@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_table_is_the_normal_in_256_bins() -> None:
     normal = NormalDist()
     edges = [-math.inf, *(normal.inv_cdf(i / 256) for i in range(1, 256)), math.inf]
     density = [0.0 if math.isinf(edge) else normal.pdf(edge) for edge in edges]
-    means = np.array([256 * (low - high) for low, high in zip(density, density[1:], strict=False)])
+    means = np.array([256 * (low - high) for low, high in pairwise(density)])
     means /= math.sqrt(float((means**2).mean()))
     assert np.allclose(TABLE, means, atol=1e-7)
     assert np.array_equal(TABLE, -TABLE[::-1])

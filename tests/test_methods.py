@@ -138,13 +138,13 @@ def test_hiso_follows_its_equations() -> None:
 
 def test_the_square_root_is_correctly_rounded() -> None:
     bits = np.random.default_rng(0).integers(0x00800000, 0x7F800000, 200_000, dtype=np.uint32)
-    x = np.concatenate([bits.view(np.float32), np.float32([0, 1, 4, 1e-30])])
+    x = np.concatenate([bits.view(np.float32), np.array([0, 1, 4, 1e-30], np.float32)])
     assert square_root(torch.from_numpy(x)).numpy().tobytes() == np.sqrt(x).tobytes()
 
 
 @pytest.mark.parametrize("method", [HiSo, HiSoScalar])
 def test_the_hessian_learns_from_the_chosen_local_step(method: type[HiSo] | type[HiSoScalar]) -> None:
-    first, last = (method(hessian_update=which) for which in ("first", "last"))  # type: ignore[arg-type]
+    first, last = (method(hessian_update=which) for which in ("first", "last"))
     steps = moves(torch.zeros(4), 3)
     for chosen, index in ((first, 0), (last, 2)):
         state = chosen.init(torch.zeros(4))

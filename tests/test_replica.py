@@ -10,6 +10,7 @@ from torch import nn
 
 from scalarfl import METHODS, InputError, Probe, ProtocolError, Replica, directions, make_method
 from scalarfl.kernels import blocks
+from scalarfl.models import initialise
 from scalarfl.probe import Probing
 from support import cross_entropy, examples, network, updates
 
@@ -26,10 +27,7 @@ def threads() -> Iterator[None]:
 def large() -> nn.Module:
     """Several blocks, one of them short, so that threads share the work."""
     model = nn.Sequential(nn.Linear(300, 501), nn.Linear(501, 3))
-    nn.init.constant_(model[0].weight, 0.01)
-    nn.init.zeros_(model[1].weight)
-    nn.init.zeros_(model[0].bias)
-    nn.init.zeros_(model[1].bias)
+    initialise(model, 0)
     return model
 
 
@@ -216,7 +214,7 @@ def test_tied_weights_are_perturbed_and_moved_once() -> None:
 def test_only_the_chosen_parameters_move() -> None:
     for trainable, moving in (("norms", {"0.bias", "2.bias"}), (["2.*"], {"2.weight", "2.bias"})):
         model, original = network(), dict(network().named_parameters())
-        Replica(model, make_method("hiso"), trainable).apply(updates(3))  # type: ignore[arg-type]
+        Replica(model, make_method("hiso"), trainable).apply(updates(3))
         moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, original[name])}
         assert moved == moving
 

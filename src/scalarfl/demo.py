@@ -9,7 +9,7 @@ from scalarfl.recipe import Recipe, parse
 
 METHODS = ("decomfl", "hiso-scalar", "hiso")
 SWEEP = (5e-3, 1e-2, 2e-2, 4e-2)
-SWEEP_ROUNDS = 1000
+SWEEP_ROUNDS = 1000  # at most; never more than the runs themselves
 
 
 def recipe(method: str, lr: float, rounds: int, seed: int = 0) -> Recipe:
@@ -32,23 +32,23 @@ def recipe(method: str, lr: float, rounds: int, seed: int = 0) -> Recipe:
     )
 
 
-def sweep(method: str, say: Callable[[str], None]) -> float:
+def sweep(method: str, rounds: int, say: Callable[[str], None]) -> float:
     """The learning rate that gives the lowest loss on the training examples after a short run."""
     losses: dict[float, float] = {}
     for lr in SWEEP:
-        prepared = run.prepare(recipe(method, lr, SWEEP_ROUNDS))
+        prepared = run.prepare(recipe(method, lr, rounds))
         prepared.simulate()
         loss = prepared.task.score(prepared.model, prepared.task.train).loss
         losses[lr] = loss if loss == loss else float("inf")
     best = min(losses, key=lambda lr: losses[lr])
     found = ", ".join(f"{lr:g}: {loss:.3f}" for lr, loss in losses.items())
-    say(f"{method:<12} training loss after {SWEEP_ROUNDS} rounds by lr: {found}; taken: {best:g}")
+    say(f"{method:<12} training loss after {rounds} rounds by lr: {found}; taken: {best:g}")
     return best
 
 
 def demo(out: Path, rounds: int, say: Callable[[str], None], watch: Callable[[str], Any]) -> list[dict[str, Any]]:
     """Sweep each method's learning rate, run it with the best in its own folder, verify the runs, draw curves."""
-    best = {method: sweep(method, say) for method in METHODS}
+    best = {method: sweep(method, min(rounds, SWEEP_ROUNDS), say) for method in METHODS}
     results = []
     for method, lr in best.items():
         with watch(method) as progress:

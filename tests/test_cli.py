@@ -1,0 +1,331 @@
+"""The commands as a user meets them: output, exit codes, errors in one sentence, nothing half-written."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scalarfl import cli
+from support import RECIPE, command, last_json
+
+KEYS = {
+    "method", "task", "model", "seed", "dimension", "clients", "sampled", "perturbations", "local_steps",
+    "lr", "rounds", "forward_passes", "accuracy", "best_accuracy", "loss", "curve", "payload_bytes_up",
+    "payload_bytes_down", "serialized_bytes_up", "serialized_bytes_down", "seconds", "peak_rss_bytes",
+    "digest", "ledger_head",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run's folder; tests that alter it copy it first."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "r.toml").write_text(RECIPE)
+    done = command("run", str(folder / "r.toml"), "--out", str(folder / "run"), "--json")
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def scalarfl(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run a command in this process: (exit code, standard output, standard error)."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(arguments))
+    captured = capsys.readouterr()
+    assert isinstance(end.value.code, int)
+    return end.value.code, captured.out, captured.err
+
+
+def refused(error: str) -> str:
+    """The sentence of a refusal, checked for its form."""
+    lines = error.strip().splitlines()
+    assert lines, "nothing was said"
+    assert lines[-1].startswith("error: ") or lines[-2].startswith("error: ")
+    assert "Traceback" not in error
+    return error
+
+
+def test_a_run_writes_its_folder_and_prints_its_result_last(finished: Path) -> None:
+    result = json.loads((finished / "run" / "result.json").read_text())
+    assert last_json((finished / "stdout").read_text()) == result
+    assert set(result) >= KEYS
+    names = {path.name for path in (finished / "run").iterdir()}
+    assert {"recipe.toml", "ledger.sqlite", "result.json", "curve.png"} <= names
+    assert not [name for name in names if name.startswith(".")]
+    assert (finished / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert [point[0] for point in result["curve"]] == [0, 5, 10, 12]
+    assert result["forward_passes"] == 12 * 2 * 3
+    assert result["payload_bytes_up"] == 12 * 2 * 4 * 2 / 4
+    assert result["best_accuracy"] == max(point[1] for point in result["curve"])
+    assert result["rounds"] == 12
+    assert result["dimension"] == 64 * 8 + 8 + 8 * 10 + 10
+
+
+def test_verify_confirms_a_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads((finished / "run" / "result.json").read_text())
+    code, out, _ = scalarfl(capsys, "verify", str(finished / "run"))
+    assert code == 0
+    assert result["digest"] in out.replace("\n", "")
+    code, out, _ = scalarfl(capsys, "verify", str(finished / "run"), "--json")
+    assert last_json(out)["head"] == result["ledger_head"]
+
+
+def test_show_tells_curve_bytes_and_participants(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = scalarfl(capsys, "show", str(finished / "run"))
+    assert code == 0
+    for word in ("hiso", "client-0000", "catch-up", "handshake"):
+        assert word in out
+    code, out, _ = scalarfl(capsys, "show", str(finished / "run"), "--json")
+    view = last_json(out)
+    assert sum(row["rounds"] for row in view["clients"].values()) == 24
+    result = json.loads((finished / "run" / "result.json").read_text())
+    up = sum(row["serialized"] for row in view["traffic"] if row["direction"] == "up")
+    assert up / 4 == result["serialized_bytes_up"]
+
+
+def test_the_printed_recipe_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = scalarfl(capsys, "recipe")
+    assert code == 0
+    (tmp_path / "r.toml").write_text(out)
+    code, _, _ = scalarfl(
+        capsys, "run", str(tmp_path / "r.toml"), "-s", "federation.rounds=3", "--out", str(tmp_path / "o")
+    )
+    assert code == 0
+
+
+def test_methods_are_listed_with_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = scalarfl(capsys, "methods")
+    assert code == 0
+    for word in ("decomfl", "hiso", "hiso-scalar", "nu", "floor"):
+        assert word in out
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["run"], ["verify"], ["show"], ["demo"]):
+        code, out, _ = scalarfl(capsys, *arguments, "--help")
+        assert code == 0
+        assert "Usage" in out
+    assert scalarfl(capsys, "--version")[1].startswith("scalarfl ")
+
+
+def test_progress_goes_to_standard_error(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE)
+    done = command("run", "r.toml", "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 1
+    assert "round 12 of 12" in done.stderr
+    assert "up" in done.stderr
+    assert (tmp_path / "runs" / "r" / "result.json").exists()
+
+
+def test_the_demo_runs(tmp_path: Path) -> None:
+    done = command("demo", "--rounds", "20", "--out", str(tmp_path / "demo"), timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("verified") == 3
+    assert "FedAvg" in done.stdout
+    assert (tmp_path / "demo" / "curves.png").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    done = command("demo", "--rounds", "5", "--out", str(tmp_path / "mine"))
+    assert done.returncode == 2
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """All files but the lock, which stays empty."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+# Wrong input of every kind: (arguments, what the sentence must say). {r}: a good recipe, {d}: an empty folder.
+RESUME = ["run", "{r}", "--out", "{f}", "--resume"]
+WRONG = {
+    "no such command": (["runn"], "runn"),
+    "no such option": (["run", "{r}", "--outt", "x"], "outt"),
+    "no recipe": (["run"], "RECIPE"),
+    "recipe missing": (["run", "{d}/none.toml"], "No such file"),
+    "recipe a folder": (["run", "{d}"], "cannot read the recipe"),
+    "unknown section": (["run", "{r}", "-s", "metod.lr=1"], "did you mean 'method'"),
+    "unknown key": (["run", "{r}", "-s", "method.lrate=1"], "method.lrate: no such key"),
+    "wrong type": (["run", "{r}", "-s", "method.lr=fast"], "method.lr = 'fast'"),
+    "out of range": (["run", "{r}", "-s", "method.lr=0"], "method.lr = 0"),
+    "unknown method": (["run", "{r}", "-s", "method.name=hizo"], "did you mean 'hiso'"),
+    "unknown task": (["run", "{r}", "-s", "task.name=digit"], "did you mean 'digits'"),
+    "unknown model": (["run", "{r}", "-s", "model.name=ccn"], "did you mean 'cnn'"),
+    "pattern that matches nothing": (["run", "{r}", "-s", 'model.trainable=["x*"]'], "matches no parameter"),
+    "more sampled than clients": (["run", "{r}", "-s", "federation.sampled=5"], "at most federation.clients = 4"),
+    "more clients than examples": (["run", "{r}", "-s", "federation.clients=5000"], "the number of training examples"),
+    "override without value": (["run", "{r}", "-s", "method.lr"], "section.key=value"),
+    "data folder missing": (["run", "{r}", "-s", "task.name=mnist", "--data-dir", "{d}/none"], "no such folder"),
+    "data folder empty": (["run", "{r}", "-s", "task.name=mnist", "--data-dir", "{d}"], "train-images-idx3-ubyte"),
+    "out is a file": (["run", "{r}", "--out", "{r}"], "cannot be written"),
+    "out below a file": (["run", "{r}", "--out", "{r}/x"], "cannot be written"),
+    "out is a run already": (["run", "{r}", "--out", "{f}"], "continue it with --resume"),
+    "resume into other lr": ([*RESUME, "-s", "method.lr=1"], "method.lr is 1.0 now"),
+    "resume into other method": ([*RESUME, "-s", "method.name=decomfl"], "method.name"),
+    "resume into other data": ([*RESUME, "-s", "federation.alpha=2"], "federation.alpha"),
+    "verify nothing": (["verify", "{d}"], "not a run folder"),
+    "verify what is not there": (["verify", "{d}/none"], "not a run folder"),
+    "show nothing": (["show", "{d}"], "not a run folder"),
+    "threads 0": (["--threads", "0", "methods"], "threads"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(WRONG))
+def test_wrong_input_gets_one_sentence_and_exit_code_2(
+    case: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, empty, run = tmp_path / "r.toml", tmp_path / "empty", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    empty.mkdir()
+    shutil.copytree(finished / "run", run)
+    before = contents(tmp_path)
+    arguments, says = WRONG[case]
+    places = {"{r}": recipe, "{d}": empty, "{f}": run}
+    filled = []
+    for argument in arguments:
+        for mark, path in places.items():
+            argument = argument.replace(mark, str(path))
+        filled.append(argument)
+    if filled[0] == "run" and "--out" not in filled:
+        filled += ["--out", str(tmp_path / "out")]
+    code, out, error = scalarfl(capsys, *filled)
+    assert code == 2
+    assert says in refused(error)
+    assert out == ""
+    assert not (tmp_path / "out").exists(), "half-written"
+    assert contents(tmp_path) == before
+
+
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    """As another user where the tests run as root, whom no permission stops."""
+    (tmp_path / "r.toml").write_text(RECIPE)
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    if os.geteuid() == 0:
+        from scalarfl import InputError
+        from scalarfl.run import _sentences_for_disks
+
+        with pytest.raises(InputError, match="cannot be written: Read-only"), _sentences_for_disks(locked):
+            raise OSError(30, "Read-only file system")
+        return
+    done = command("run", "r.toml", "--out", str(locked / "run"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cannot be written" in refused(done.stderr)
+
+
+def test_a_full_disk_is_refused_and_the_run_goes_on_afterwards(finished: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: the ledger cannot grow beyond it."""
+    (tmp_path / "r.toml").write_text(RECIPE)
+    program = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+from scalarfl import cli
+cli.main(sys.argv[1:])
+"""
+    arguments = ["run", "r.toml", "--out", "out", "-s", "federation.rounds=60"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "result.json").exists()
+    done = command(*arguments, "--resume", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole = command(*arguments[:3], "whole", *arguments[4:], "--json", cwd=tmp_path)
+    assert last_json(done.stdout)["ledger_head"] == last_json(whole.stdout)["ledger_head"]
+
+
+def alter(run: Path, how: str) -> None:
+    result = json.loads((run / "result.json").read_text())
+    if how in ("accuracy", "digest", "serialized_bytes_up", "ledger_head", "rounds", "curve"):
+        claim = {"digest": "0" * 64, "ledger_head": "0" * 64, "rounds": 13, "curve": []}
+        (run / "result.json").write_text(json.dumps(result | {how: claim.get(how, 0.99)}))
+        return
+    if how == "recipe":
+        text = (run / "recipe.toml").read_text()
+        (run / "recipe.toml").write_text(text.replace("seed = 0", "seed = 1"))
+        return
+    if how == "method settings":
+        text = (run / "recipe.toml").read_text()
+        (run / "recipe.toml").write_text(text.replace("nu = 0.05", "nu = 0.06"))
+        return
+    db = sqlite3.connect(run / "ledger.sqlite")
+    with db:
+        if how == "a scalar":
+            (body,) = db.execute("SELECT body FROM entries WHERE kind = 'round' AND round = 7").fetchone()
+            db.execute("UPDATE entries SET body = ? WHERE kind = 'round' AND round = 7", (body[:-1] + b"\1",))
+        else:
+            db.execute("DELETE FROM entries WHERE id = 4")
+    db.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("a scalar", "round 7) was altered"),
+        ("a record", "entry 4 is missing"),
+        ("recipe", "the recipe gives another base"),
+        ("method settings", "settings are not the ledger's"),
+        ("accuracy", "claims accuracy = 0.99"),
+        ("digest", "claims digest"),
+        ("ledger_head", "claims ledger_head"),
+        ("rounds", "claims rounds = 13"),
+        ("curve", "claims curve"),
+        ("serialized_bytes_up", "claims serialized_bytes_up = 0.99"),
+    ],
+)
+def test_verify_finds_and_names_what_was_altered(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, says: str
+) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    alter(tmp_path / "run", how)
+    code, _, error = scalarfl(capsys, "verify", str(tmp_path / "run"))
+    assert code == 3
+    assert says in refused(error)
+
+
+def test_ctrl_c_loses_nothing_and_says_how_to_resume(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE)
+    arguments = ["run", "r.toml", "--out", "out", "-s", "federation.rounds=3000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scalarfl", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_rounds(tmp_path / "out" / "ledger.sqlite", 5, process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "nothing is lost" in error
+    assert "scalarfl run r.toml -s federation.rounds=3000 --out out --resume" in error
+    rounds = rounds_in(tmp_path / "out" / "ledger.sqlite")
+    assert 5 <= rounds < 3000
+    arguments = [*arguments[:-1], "federation.rounds=3001"]
+    process = subprocess.Popen([sys.executable, "-m", "scalarfl", *arguments, "--resume"], cwd=tmp_path, text=True)
+    wait_for_rounds(tmp_path / "out" / "ledger.sqlite", rounds + 1, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+
+
+def rounds_in(path: Path) -> int:
+    try:
+        db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+        with db:
+            (rounds,) = db.execute("SELECT count(*) FROM entries WHERE kind = 'round'").fetchone()
+        db.close()
+    except sqlite3.OperationalError:  # not there yet
+        return 0
+    return int(rounds)
+
+
+def wait_for_rounds(path: Path, rounds: int, process: "subprocess.Popen[str]") -> None:
+    end = time.monotonic() + 60
+    while rounds_in(path) < rounds:
+        assert process.poll() is None, "the run ended by itself"
+        assert time.monotonic() < end
+        time.sleep(0.02)
