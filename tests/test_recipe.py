@@ -57,7 +57,8 @@ def test_every_key_can_be_overridden(tmp_path: Path) -> None:
         write(tmp_path),
         [
             "model.trainable=norms", "method.lr=1", "method.nu=0.1", "federation.partition=dirichlet",
-            'model.trainable=["0.*"]', "federation.balanced=true", "task.data_dir=sub", "model.hidden=[3, 4]", "task.name=mnist",
+            'model.trainable=["0.*"]', "federation.balanced=true", "task.data_dir=sub",
+            "model.hidden=[3, 4]", "task.name=mnist",
         ],
     )  # fmt: skip
     assert recipe.model.trainable == ["0.*"]

@@ -1,0 +1,80 @@
+"""The documentation is executed: examples run, commands work, golden vectors and formats are the package's."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import scalarfl
+from scalarfl.directions import noise
+from scalarfl.table import TABLE, TABLE_DIGEST
+from support import command, cross_entropy, network, shards
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+def execute(code: str) -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code, "example", "exec"), names)  # noqa: S102 - our own documentation
+    return names
+
+
+def test_the_readme_s_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("README.md", "python")
+    assert len([line for line in code.splitlines() if line.strip()]) < 25
+    run = execute(code)["run"]
+    assert run.accuracy > 0.9
+    assert (tmp_path / "mine.sqlite").exists()
+
+
+def test_the_readme_s_commands_work(tmp_path: Path) -> None:
+    (text,) = blocks("README.md", "console")
+    for line in text.splitlines():
+        line, _, target = line.removeprefix("$ ").partition(" > ")
+        done = command(*shlex.split(line)[1:], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        if target:
+            (tmp_path / target).write_text(done.stdout)
+
+
+def test_the_generator_page_is_the_generator() -> None:
+    (code,) = blocks("docs/generator.md", "python")
+    described = execute(code)["noise"]
+    for seed, step, perturbation, address in [(2026, 0, 0, 0), (2**64 - 1, 3, 9, (1 << 38) + 5)]:
+        ours = noise(seed, step, perturbation, address, 50)
+        assert ours.tolist() == [described(seed, step, perturbation, address + i, TABLE) for i in range(50)]
+    (golden,) = blocks("docs/generator.md", "text")
+    assert golden.split() == [value.hex() for value in noise(2026, 0, 0, 0, 8).tolist()]
+    page = (ROOT / "docs/generator.md").read_text()
+    assert TABLE_DIGEST in page
+    assert scalarfl.table.GENERATOR in page
+
+
+def test_the_ledger_page_s_reader_reads(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    run = scalarfl.simulate(network(), shards(), cross_entropy, rounds=5, ledger=path)
+    (code,) = blocks("docs/ledger.md", "python")
+    assert execute(code)["check"](path) == run.head
+
+
+def test_the_methods_page_s_method_runs() -> None:
+    (code,) = blocks("docs/methods.md", "python")
+    method = execute(code)["Cautious"](rate=0.2)
+    run = scalarfl.simulate(network(), shards(), cross_entropy, method=method, lr=1e-2, rounds=20)
+    assert all(bool((state["v"] > 0).any()) for state in run.replica.state)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in run.replica.tensors)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
