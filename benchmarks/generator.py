@@ -3,23 +3,20 @@
 import torch
 
 from benchmarks.common import interleaved, save
-from scalarfl.kernels import cpu
-from scalarfl.kernels.blocks import BLOCK
+from scalarfl.kernels import STREAM, cpu
 
-COORDINATES = BLOCK * 256
+COORDINATES = STREAM * 8
 LEAST = 5.0
 
 
 def main() -> None:
     torch.set_num_threads(1)
     x = torch.zeros(COORDINATES)
-    scratch = torch.empty(BLOCK)
-    blocks = [(begin, x[begin : begin + scratch.numel()]) for begin in range(0, COORDINATES, scratch.numel())]
+    blocks = [(begin, x[begin : begin + STREAM]) for begin in range(0, COORDINATES, STREAM)]
 
     def ours() -> None:
         for begin, part in blocks:
-            cpu.combine(scratch, 1, 0, begin, (0,), (1e-3,))
-            part += scratch
+            cpu.displace(part, part, None, 1, 0, begin, 0, 1e-3)
 
     noise = torch.empty(COORDINATES)
 

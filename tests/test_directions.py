@@ -112,6 +112,23 @@ def test_cpu_kernel_equals_the_reference(
     assert ours.numpy().tobytes() == reference.numpy().tobytes()
 
 
+@settings(max_examples=60, deadline=None)
+@given(seeds, words, st.integers(0, 2**60), st.integers(1, 3000), words, st.sampled_from([None, 1, 0]), st.booleans())
+def test_cpu_displacement_equals_the_reference(
+    seed: int, step: int, address: int, count: int, perturbation: int, scaled: int | None, in_place: bool
+) -> None:
+    random = torch.Generator().manual_seed(seed % 1000)
+    x = torch.randn(count, generator=random)
+    scale = None if scaled is None else torch.rand((count,) if scaled else (), generator=random)
+    results = []
+    for displace in (cpu.displace, directions.displace):
+        start = x.clone()
+        out = start if in_place else torch.full((count,), math.nan)
+        displace(out, start, scale, seed, step, address, perturbation, 1e-3)
+        results.append(out.numpy().tobytes())
+    assert results[0] == results[1]
+
+
 def test_kernel_and_reference_agree_beyond_32_bit_block_numbers() -> None:
     ours, reference = torch.empty(5000), torch.empty(5000)
     address = (1 << 36) - 16 * 100 + 3

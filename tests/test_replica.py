@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from scalarfl import METHODS, InputError, Probe, ProtocolError, Replica, directions, make_method
-from scalarfl.kernels import blocks
+from scalarfl.kernels import REFERENCE, blocks
 from scalarfl.models import initialise
 from scalarfl.probe import Probing
 from support import cross_entropy, examples, network, updates
@@ -42,7 +42,7 @@ def test_one_digest_whatever_the_threads_the_blocks_and_the_kernel(
         replica = Replica(large(), make_method(name))
         replica.apply(rounds)
         digests[f"{count} threads"] = replica.digest()
-    replica = Replica(large(), make_method(name), combine=directions.combine)
+    replica = Replica(large(), make_method(name), kernels=REFERENCE)
     replica.apply(rounds)
     digests["reference"] = replica.digest()
     replica = Replica(large(), make_method(name))

@@ -86,6 +86,17 @@ def combine(
         out += noise(seed, step, perturbation, address, out.numel(), out.device).view_as(out) * coefficient
 
 
+def displace(
+    out: Tensor, x: Tensor, scale: Tensor | None, seed: int, step: int, address: int, perturbation: int, mu: float
+) -> None:
+    """out[i] = x[i] + (mu u[i]) s[i], for the coordinates that start at ``address``: a step of mu in one direction.
+
+    scale: s, of x's shape or of shape (), or None where z = u. ``out`` may be ``x``. The kernels' reference.
+    """
+    displacement = noise(seed, step, perturbation, address, x.numel(), x.device).view_as(x) * mu
+    torch.add(x, displacement if scale is None else displacement * scale, out=out)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where each trainable tensor's coordinates live: names and shapes in ``named_parameters()`` order."""

@@ -76,7 +76,7 @@ class Probe:
             return x
         if not self._walked:
             self._walked = [torch.empty_like(tensor) for tensor in x]
-        combine, method, addresses = self.replica.combine, self.replica.method, self.replica.layout.addresses
+        kernels, method, addresses = self.replica.kernels, self.replica.method, self.replica.layout.addresses
 
         def walk(index: int, part: slice) -> None:
             here = self._walked[index].view(-1)[part]
@@ -84,7 +84,9 @@ class Probe:
             scale = method.scale(sliced(self.replica.state[index], part))
             combined = torch.empty_like(here)
             for step, row in enumerate(question.walk):
-                combine(combined, question.seed, step, addresses[index] + part.start, question.perturbations, row)
+                kernels.combine(
+                    combined, question.seed, step, addresses[index] + part.start, question.perturbations, row
+                )
                 here -= (combined if scale is None else combined * scale) * question.lr
 
         for_each_block(x, walk)
@@ -94,17 +96,14 @@ class Probe:
         """Write position + mu z to the scratch buffer."""
         if not self._perturbed:
             self._perturbed = [torch.empty_like(tensor) for tensor in position]
-        combine, method, addresses = self.replica.combine, self.replica.method, self.replica.layout.addresses
+        kernels, method, addresses = self.replica.kernels, self.replica.method, self.replica.layout.addresses
 
         def displace(index: int, part: slice) -> None:
-            there = self._perturbed[index].view(-1)[part]
+            there, here = self._perturbed[index].view(-1)[part], position[index].view(-1)[part]
             scale = method.scale(sliced(self.replica.state[index], part))
-            combine(there, seed, step, addresses[index] + part.start, (perturbation,), (mu,))
-            if scale is not None:
-                there *= scale
-            there += position[index].view(-1)[part]
+            kernels.displace(there, here, scale, seed, step, addresses[index] + part.start, perturbation, mu)
 
-        for_each_block(position, displace)
+        for_each_block(position, displace, stream=method.vectors == 0)
 
     @contextmanager
     def _weights(self, tensors: Sequence[Tensor]) -> Iterator[None]:

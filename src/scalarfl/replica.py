@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from scalarfl.directions import Layout
 from scalarfl.errors import ProtocolError
-from scalarfl.kernels import Combine, best, for_each_block
+from scalarfl.kernels import Kernels, best, for_each_block
 from scalarfl.ledger import link
 from scalarfl.messages import Update, encode
 from scalarfl.methods import Method, Move, State
@@ -17,11 +17,11 @@ from scalarfl.models import Trainable, base_digest, digest_tensors, trainable_pa
 class Replica:
     """Holds the only copy of the weights: the model's own tensors, changed by ``apply`` and by nothing else.
 
-    combine: the implementation of the generator; by default the fastest for the model's device. All give the same bits.
+    kernels: the implementation of the generator; by default the fastest for the model's device. All give the same bits.
     """
 
     def __init__(
-        self, model: nn.Module, method: Method, trainable: Trainable = "all", combine: Combine | None = None
+        self, model: nn.Module, method: Method, trainable: Trainable = "all", kernels: Kernels | None = None
     ) -> None:
         self.model = model.eval()  # dropout off, normalisation by its stored statistics
         self.method = method
@@ -35,7 +35,7 @@ class Replica:
         """The true weights. The parameters' ``data`` may point elsewhere while a loss is measured; these do not."""
         self.layout = Layout.of(named)
         self.state: list[State] = [method.init(tensor) for tensor in self.tensors]
-        self.combine: Combine = combine or best(self.tensors[0].device)
+        self.kernels = kernels or best(self.tensors[0].device)
         self.position = 0
         """Rounds applied."""
         self.trail = b""
@@ -88,7 +88,7 @@ class Replica:
             scale = self.method.scale(state)
             steps = update.coefficients
             for step, row in enumerate(steps):
-                self.combine(combined, update.seed, step, address, update.perturbations, row)
+                self.kernels.combine(combined, update.seed, step, address, update.perturbations, row)
                 dx = combined if scale is None else combined * scale
                 x -= dx * update.lr
                 state = self.method.learn(state, Move(dx, row, step, len(steps)))

@@ -14,6 +14,9 @@ BLOCK = 2047 * 16
 """Coordinates in a block: a handful of float32 vectors of this length fit in a core's second-level cache,
 calls cost little beside the work, and torch does not split so few (below 32,768) among threads of its own."""
 
+STREAM = 1 << 20
+"""Coordinates in a block where one kernel does all the work and nothing has to stay in cache between two of them."""
+
 GPU_BLOCK = 1 << 24
 
 Work = Callable[[int, slice], None]
@@ -25,9 +28,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="scalarfl")
 
 
-def for_each_block(tensors: Sequence[Tensor], work: Work) -> None:
-    """Call ``work`` for every block of every tensor, on ``torch.get_num_threads()`` threads; raises what it raises."""
-    size = GPU_BLOCK if tensors and tensors[0].is_cuda else BLOCK
+def for_each_block(tensors: Sequence[Tensor], work: Work, *, stream: bool = False) -> None:
+    """Call ``work`` for every block of every tensor, on ``torch.get_num_threads()`` threads; raises what it raises.
+
+    stream: whether ``work`` is one kernel, so that larger blocks do as well and cost fewer calls.
+    """
+    size = GPU_BLOCK if tensors and tensors[0].is_cuda else STREAM if stream else BLOCK
     jobs = [
         (index, slice(begin, min(begin + size, tensor.numel())))
         for index, tensor in enumerate(tensors)

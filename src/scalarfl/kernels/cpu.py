@@ -1,8 +1,8 @@
 """The portable generator on the CPU, in numba: noise, product and sum in one pass, no d-sized temporary.
 
-A tile of Philox blocks is made at once so that the compiler vectorises across blocks; the bytes are then looked up in
-the table while both sit in the first-level cache. Compiled without ``fastmath``: products and sums are rounded one by
-one, as the reference rounds them. Threads are the caller's affair (the function releases the GIL).
+A tile of Philox blocks is made at once so that the compiler vectorises across blocks; its bytes are looked up in the
+table and the arithmetic follows, all in the first-level cache. Compiled without ``fastmath``: products and sums are
+rounded one by one, as the reference rounds them. Threads are the caller's affair (the functions release the GIL).
 """
 
 from collections.abc import Sequence
@@ -15,50 +15,103 @@ from torch import Tensor
 from scalarfl.directions import COORDINATES_PER_BLOCK
 from scalarfl.table import TABLE
 
+Floats = npt.NDArray[np.float32]
+
 _TILE = 64  # Philox blocks made at once: 1 KiB of random bytes
+_SPAN = _TILE * COORDINATES_PER_BLOCK
 
 _32 = np.uint64(32)
 _MASK = np.uint64(0xFFFFFFFF)
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
+_NO_SCALE = np.ones(0, np.float32)
 
-@njit(nogil=True, cache=True)  # pragma: no cover - compiled
+
+@njit(nogil=True, cache=True, inline="always")
+def _philox_tile(
+    words: npt.NDArray[np.uint32], seed: np.uint64, step: np.uint64, block: np.uint64, perturbation: np.uint64
+) -> None:
+    """Fill words[_TILE, 4] with consecutive blocks."""
+    for lane in range(_TILE):
+        index = block + np.uint64(lane)
+        c0, c1, c2, c3 = index & _MASK, index >> _32, perturbation, step
+        k0, k1 = seed & _MASK, seed >> _32
+        for _ in range(10):
+            product0, product1 = _M0 * c0, _M1 * c2
+            c0, c1 = (product1 >> _32) ^ c1 ^ k0, product1 & _MASK
+            c2, c3 = (product0 >> _32) ^ c3 ^ k1, product0 & _MASK
+            k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+        words[lane, 0] = np.uint32(c0)
+        words[lane, 1] = np.uint32(c1)
+        words[lane, 2] = np.uint32(c2)
+        words[lane, 3] = np.uint32(c3)
+
+
+@njit(nogil=True, cache=True)
 def _combine(
-    out: npt.NDArray[np.float32],
-    table: npt.NDArray[np.float32],
+    out: Floats,
+    table: Floats,
     seed: np.uint64,
     step: np.uint64,
     block: np.uint64,
     skip: int,
     perturbations: npt.NDArray[np.uint64],
-    coefficients: npt.NDArray[np.float32],
+    coefficients: Floats,
 ) -> None:
     words = np.empty((_TILE, 4), np.uint32)
-    octets = words.view(np.uint8).reshape(_TILE * 16)
-    key0, key1 = seed & _MASK, seed >> _32
-    for first in range(0, out.size + skip, _TILE * 16):  # first: in coordinates, from the start of `block`
-        begin, end = max(first - skip, 0), min(first + _TILE * 16 - skip, out.size)
+    octets = words.view(np.uint8).reshape(_SPAN)
+    u = np.empty(_SPAN, np.float32)
+    for first in range(0, out.size + skip, _SPAN):  # first: in coordinates, from the start of `block`
+        begin, end = max(first - skip, 0), min(first + _SPAN - skip, out.size)
         tile = out[begin:end]
         bytes_ = octets[begin + skip - first : end + skip - first]
         tile[:] = np.float32(0)
         for q in range(perturbations.size):
             coefficient = coefficients[q]
-            for lane in range(_TILE):
-                index = block + np.uint64(first // 16 + lane)
-                c0, c1, c2, c3 = index & _MASK, index >> _32, perturbations[q], step
-                k0, k1 = key0, key1
-                for _ in range(10):
-                    product0, product1 = _M0 * c0, _M1 * c2
-                    c0, c1 = (product1 >> _32) ^ c1 ^ k0, product1 & _MASK
-                    c2, c3 = (product0 >> _32) ^ c3 ^ k1, product0 & _MASK
-                    k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-                words[lane, 0] = np.uint32(c0)
-                words[lane, 1] = np.uint32(c1)
-                words[lane, 2] = np.uint32(c2)
-                words[lane, 3] = np.uint32(c3)
+            _philox_tile(words, seed, step, block + np.uint64(first // 16), perturbations[q])
+            for i in range(tile.size):  # a loop of its own: with the arithmetic in it, it vectorises worse
+                u[i] = table[bytes_[i]]
             for i in range(tile.size):
-                tile[i] = tile[i] + coefficient * table[bytes_[i]]
+                tile[i] = tile[i] + coefficient * u[i]
+
+
+@njit(nogil=True, cache=True)
+def _displace(
+    out: Floats,
+    x: Floats,
+    scale: Floats,
+    table: Floats,
+    seed: np.uint64,
+    step: np.uint64,
+    block: np.uint64,
+    skip: int,
+    perturbation: np.uint64,
+    mu: np.float32,
+) -> None:
+    words = np.empty((_TILE, 4), np.uint32)
+    octets = words.view(np.uint8).reshape(_SPAN)
+    u = np.empty(_SPAN, np.float32)
+    for first in range(0, out.size + skip, _SPAN):
+        begin, end = max(first - skip, 0), min(first + _SPAN - skip, out.size)
+        here, there = x[begin:end], out[begin:end]
+        bytes_ = octets[begin + skip - first : end + skip - first]
+        _philox_tile(words, seed, step, block + np.uint64(first // 16), perturbation)
+        for i in range(here.size):
+            u[i] = table[bytes_[i]]
+        if scale.size == 0:
+            for i in range(here.size):
+                u[i] = here[i] + mu * u[i]
+        elif scale.size == 1:
+            one = scale[0]
+            for i in range(here.size):
+                u[i] = here[i] + mu * u[i] * one
+        else:
+            s = scale[begin:end]
+            for i in range(here.size):
+                u[i] = here[i] + mu * u[i] * s[i]
+        for i in range(here.size):  # `out` may be `x`: written in the loops above, it would keep them from vectorising
+            there[i] = u[i]
 
 
 def combine(
@@ -75,4 +128,23 @@ def combine(
         skip,
         np.asarray(perturbations, dtype=np.uint64),
         np.asarray(coefficients, dtype=np.float32),
+    )
+
+
+def displace(
+    out: Tensor, x: Tensor, scale: Tensor | None, seed: int, step: int, address: int, perturbation: int, mu: float
+) -> None:
+    """The kernel of ``directions.displace``: same arguments, same bits. The tensors lie on the CPU."""
+    block, skip = divmod(address, COORDINATES_PER_BLOCK)
+    _displace(
+        out.view(-1).numpy(),
+        x.view(-1).numpy(),
+        _NO_SCALE if scale is None else scale.reshape(-1).numpy(),
+        TABLE,
+        np.uint64(seed),
+        np.uint64(step),
+        np.uint64(block),
+        skip,
+        np.uint64(perturbation),
+        np.float32(mu),
     )

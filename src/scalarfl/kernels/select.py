@@ -1,33 +1,29 @@
-"""Which implementation of ``combine`` a device gets."""
+"""Which implementation of the generator's arithmetic a device gets."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from scalarfl import directions
 
 
-class Combine(Protocol):
-    """out[i] = sum over q of c_q u_q[i]; see ``directions.combine``, the reference."""
+class Kernels(NamedTuple):
+    """The generator's arithmetic; the functions in ``directions`` are the reference and say what each one does."""
 
-    def __call__(
-        self,
-        out: Tensor,
-        seed: int,
-        step: int,
-        address: int,
-        perturbations: Sequence[int],
-        coefficients: Sequence[float],
-    ) -> None:
-        """Overwrite ``out``."""
+    combine: Callable[..., None]
+    """out = sum over q of c_q u_q."""
+    displace: Callable[..., None]
+    """out = x + (mu u) s."""
 
 
-def best(device: torch.device) -> Combine:
+REFERENCE = Kernels(directions.combine, directions.displace)
+
+
+def best(device: torch.device) -> Kernels:
     """The fastest implementation for ``device``; all give the same bits."""
     if device.type == "cpu":
         from scalarfl.kernels import cpu  # numba takes a second to import: not before it is needed
 
-        return cpu.combine
-    return directions.combine
+        return Kernels(cpu.combine, cpu.displace)
+    return REFERENCE
