@@ -9,7 +9,7 @@ from scalarfl.recipe import Recipe, parse
 
 METHODS = ("decomfl", "hiso-scalar", "hiso")
 SWEEP = (5e-3, 1e-2, 2e-2, 4e-2)
-SWEEP_ROUNDS = 1000  # at most; never more than the runs themselves
+SWEEP_ROUNDS = 2000  # at most; never more than the runs themselves
 
 
 def recipe(method: str, lr: float, rounds: int, seed: int = 0) -> Recipe:
