@@ -1,11 +1,16 @@
 """The demonstration: HiSo and DeComFL on real digits, in about a minute, every claim verified."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from scalarfl import report, run
 from scalarfl.recipe import Recipe, parse
+from scalarfl.simulation import Watch
+
+Watching = Callable[[str], AbstractContextManager[Watch]]
+"""Shows the progress of a run under a label."""
 
 METHODS = ("decomfl", "hiso-scalar", "hiso")
 SWEEP = (5e-3, 1e-2, 2e-2, 4e-2)
@@ -32,12 +37,13 @@ def recipe(method: str, lr: float, rounds: int, seed: int = 0) -> Recipe:
     )
 
 
-def sweep(method: str, rounds: int, say: Callable[[str], None]) -> float:
+def sweep(method: str, rounds: int, say: Callable[[str], None], watch: Watching) -> float:
     """The learning rate that gives the lowest loss on the training examples after a short run."""
     losses: dict[float, float] = {}
     for lr in SWEEP:
         prepared = run.prepare(recipe(method, lr, rounds))
-        prepared.simulate()
+        with watch(f"{method}, lr {lr:g}") as progress:
+            prepared.simulate(watch=progress)
         loss = prepared.task.score(prepared.model, prepared.task.train).loss
         losses[lr] = loss if loss == loss else float("inf")
     best = min(losses, key=lambda lr: losses[lr])
@@ -46,9 +52,9 @@ def sweep(method: str, rounds: int, say: Callable[[str], None]) -> float:
     return best
 
 
-def demo(out: Path, rounds: int, say: Callable[[str], None], watch: Callable[[str], Any]) -> list[dict[str, Any]]:
+def demo(out: Path, rounds: int, say: Callable[[str], None], watch: Watching) -> list[dict[str, Any]]:
     """Sweep each method's learning rate, run it with the best in its own folder, verify the runs, draw curves."""
-    best = {method: sweep(method, min(rounds, SWEEP_ROUNDS), say) for method in METHODS}
+    best = {method: sweep(method, min(rounds, SWEEP_ROUNDS), say, watch) for method in METHODS}
     results = []
     for method, lr in best.items():
         with watch(method) as progress:

@@ -330,7 +330,15 @@ def _sentences_for_disks(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"{out}: the disk is full; free some space and go on with --resume.") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        if error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.ENOENT,
+            errno.EEXIST,
+            errno.EISDIR,
+        ):
             raise InputError(f"{out}: cannot be written: {error.strerror}.") from None
         raise
 
