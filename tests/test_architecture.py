@@ -16,7 +16,7 @@ LAYERS = [
     {"kernels"},
     {"methods", "messages", "aggregate", "objective"},
     {"ledger", "models"},
-    {"replica"},
+    {"replica", "overlay"},
     {"probe"},
     {"client", "server"},
     {"simulation", "tasks"},

@@ -1,11 +1,12 @@
 """Losses at x + (walk) + mu z, with x untouched.
 
-The weights are never perturbed and restored: adding and subtracting loses bits. The perturbed weights are written to
-a scratch buffer and the model's parameters point there for as long as a loss is evaluated; x itself is only read.
+The weights are never perturbed and restored: adding and subtracting loses bits. The perturbed weights are made in a
+scratch buffer, and the model's parameters point there for as long as a loss is evaluated; x itself is only read.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+import math
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -13,7 +14,12 @@ from torch import Tensor
 
 from scalarfl.kernels import for_each_block
 from scalarfl.objective import Loss
+from scalarfl.overlay import Fill, Overlay
 from scalarfl.replica import Replica, sliced
+
+SMALL = 1 << 24
+"""A model with at most so many trainable parameters is copied whole for a perturbation, once for the whole cohort; a
+larger one is perturbed layer by layer, which takes no more memory than its largest layer."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -34,13 +40,19 @@ class Probing(NamedTuple):
 
 
 class Probe:
-    """Measures losses around a replica's position."""
+    """Measures losses around a replica's position.
 
-    def __init__(self, replica: Replica, loss: Loss) -> None:
+    small: see ``SMALL``; neither way changes a bit of the losses.
+    """
+
+    def __init__(self, replica: Replica, loss: Loss, small: int = SMALL) -> None:
         self.replica = replica
         self.loss = loss
         self.evaluations = 0
         """Losses evaluated so far: forward passes of one batch."""
+        self.overlay = Overlay(replica.model, replica.parameters, replica.tensors)
+        self._layered = replica.layout.dimension > small
+        self._trusted = False  # whether the model was seen to use its weights inside their layers alone
         self._perturbed: list[Tensor] = []
         self._walked: list[Tensor] = []
 
@@ -55,19 +67,76 @@ class Probe:
         for members in _grouped((_standpoint(question), index) for index, question in enumerate(questions)).values():
             here = questions[members[0]]
             position = self._position(here)
-            with self._weights(position):
+            with self.overlay.whole(position):
                 for index in members:
                     losses[index][None] = self._loss(questions[index].batch)
             points = _grouped((p, index) for index in members for p in questions[index].perturbations)
             for perturbation, askers in points.items():
-                self._displace(position, here.seed, len(here.walk), perturbation, here.mu)
-                with self._weights(self._perturbed):
-                    for index in askers:
-                        losses[index][perturbation] = self._loss(questions[index].batch)
+                batches = [questions[index].batch for index in askers]
+                beside = self._beside(position, here, perturbation, batches)
+                for index, value in zip(askers, beside, strict=True):
+                    losses[index][perturbation] = value
         return [
             [answers[None], *(answers[p] for p in question.perturbations)]
             for question, answers in zip(questions, losses, strict=True)
         ]
+
+    def _beside(self, position: list[Tensor], here: Probing, perturbation: int, batches: Sequence[Any]) -> list[float]:
+        """The losses of several batches at position + mu z."""
+        if self._layered:
+            fill = self._filler(position, here, perturbation)
+            if not self._trusted:
+                self._try_layers(fill, batches[0])
+        if self._layered:
+            with self.overlay.layered(fill):
+                return [self._loss(batch) for batch in batches]
+        self._displace(position, here, perturbation)
+        with self.overlay.whole(self._perturbed):
+            return [self._loss(batch) for batch in batches]
+
+    def _try_layers(self, fill: Fill, batch: Any) -> None:
+        """See whether the model uses its weights inside their layers alone: what they hold outside then cannot matter."""
+        answers = []
+        for outside in (None, self.replica.tensors):
+            try:
+                with self.overlay.layered(fill, outside):
+                    answers.append(float(self.loss(self.replica.model, batch)))
+            except (RuntimeError, ValueError, IndexError):
+                answers.append(math.nan)
+        if answers[0] == answers[1]:
+            self._trusted = True
+        elif not math.isnan(answers[1]):
+            self._layered = False
+            logging.getLogger("scalarfl").info(
+                "the model uses weights outside of their layers: it is perturbed as a whole"
+            )
+
+    def _filler(self, position: list[Tensor], here: Probing, perturbation: int) -> Fill:
+        """Makes any slice of the weights at position + mu z."""
+        replica, step = self.replica, len(here.walk)
+        addresses, stream = replica.layout.addresses, replica.method.vectors == 0
+
+        def fill(index: int, out: Tensor, begin: int) -> None:
+            x = position[index].view(-1)
+            state = replica.state[index]
+
+            def displace(_: int, part: slice) -> None:
+                there = slice(begin + part.start, begin + part.stop)
+                scale = replica.method.scale(sliced(state, there))
+                address = addresses[index] + there.start
+                replica.kernels.displace(out[part], x[there], scale, here.seed, step, address, perturbation, here.mu)
+
+            for_each_block([out], displace, stream=stream)
+
+        return fill
+
+    def _displace(self, position: list[Tensor], here: Probing, perturbation: int) -> None:
+        """Write all weights at position + mu z to the scratch copy."""
+        if not self._perturbed:
+            self._perturbed = [torch.empty_like(tensor) for tensor in position]
+        fill = self._filler(position, here, perturbation)
+        for index, tensor in enumerate(self._perturbed):
+            fill(index, tensor.view(-1), 0)
 
     def _position(self, question: Probing) -> list[Tensor]:
         """Where the client stands in mid-round: x itself before its first local step, else a scratch copy of it."""
@@ -91,30 +160,6 @@ class Probe:
 
         for_each_block(x, walk)
         return self._walked
-
-    def _displace(self, position: list[Tensor], seed: int, step: int, perturbation: int, mu: float) -> None:
-        """Write position + mu z to the scratch buffer."""
-        if not self._perturbed:
-            self._perturbed = [torch.empty_like(tensor) for tensor in position]
-        kernels, method, addresses = self.replica.kernels, self.replica.method, self.replica.layout.addresses
-
-        def displace(index: int, part: slice) -> None:
-            there, here = self._perturbed[index].view(-1)[part], position[index].view(-1)[part]
-            scale = method.scale(sliced(self.replica.state[index], part))
-            kernels.displace(there, here, scale, seed, step, addresses[index] + part.start, perturbation, mu)
-
-        for_each_block(position, displace, stream=method.vectors == 0)
-
-    @contextmanager
-    def _weights(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """Let the model's parameters point at ``tensors``."""
-        try:
-            for parameter, tensor in zip(self.replica.parameters, tensors, strict=True):
-                parameter.data = tensor
-            yield
-        finally:
-            for parameter, tensor in zip(self.replica.parameters, self.replica.tensors, strict=True):
-                parameter.data = tensor
 
     def _loss(self, batch: Any) -> float:
         self.evaluations += 1

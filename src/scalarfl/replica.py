@@ -10,7 +10,7 @@ from scalarfl.errors import ProtocolError
 from scalarfl.kernels import Kernels, best, for_each_block
 from scalarfl.ledger import link
 from scalarfl.messages import Update, encode
-from scalarfl.methods import Method, Move, State
+from scalarfl.methods import HiSo, Method, Move, State
 from scalarfl.models import Trainable, base_digest, digest_tensors, trainable_parameters
 
 
@@ -61,28 +61,46 @@ class Replica:
                 )
         moving = [update for update in updates if update.slots]
         if moving:
-            addresses = self.layout.addresses
-
-            def carry(index: int, part: slice) -> None:
-                x = self.tensors[index].view(-1)[part]
-                state = sliced(self.state[index], part)
-                after = self._carry(x, state, addresses[index] + part.start, moving)
-                for key, value in after.items():
-                    if (
-                        value.ndim
-                    ):  # a number for all coordinates is set once, below: other blocks start from the old one
-                        state[key].copy_(value)
-
-            numbers = self._carry_numbers(moving)
-            for_each_block(self.tensors, carry)
-            for state in self.state:
-                state.update(numbers)
+            self._replay(moving)
         for update in updates:
             self.trail = link(self.trail, encode(update))
         self.position += len(updates)
 
+    def _replay(self, updates: Sequence[Update]) -> None:
+        """Carry all coordinates through the updates, the fastest way the method allows; all give the same bits."""
+        addresses, kernels, method = self.layout.addresses, self.kernels, self.method
+        numbers, scales = self._rehearse(updates)
+
+        def carry_scaled(index: int, part: slice) -> None:
+            assert kernels.carry_scaled is not None
+            x = self.tensors[index].view(-1)[part]
+            kernels.carry_scaled(x, addresses[index] + part.start, updates, scales)
+
+        def carry_hessian(index: int, part: slice) -> None:
+            assert kernels.carry_hessian is not None
+            assert isinstance(method, HiSo)
+            x, h = self.tensors[index].view(-1)[part], self.state[index]["hessian"].view(-1)[part]
+            last = method.hessian_update == "last"
+            own = {"nu": method.nu, "eps": method.eps, "floor": method.floor, "last": last}
+            kernels.carry_hessian(x, h, addresses[index] + part.start, updates, **own)
+
+        def carry(index: int, part: slice) -> None:
+            x, state = self.tensors[index].view(-1)[part], sliced(self.state[index], part)
+            for key, value in self._carry(x, state, addresses[index] + part.start, updates).items():
+                if value.ndim:  # numbers are set once, below: the other blocks still start from the old ones
+                    state[key].copy_(value)
+
+        if method.vectors == 0 and kernels.carry_scaled is not None:
+            for_each_block(self.tensors, carry_scaled, stream=True)
+        elif type(method) is HiSo and kernels.carry_hessian is not None:
+            for_each_block(self.tensors, carry_hessian, stream=True)
+        else:
+            for_each_block(self.tensors, carry)
+        for state in self.state:
+            state.update(numbers)
+
     def _carry(self, x: Tensor, state: State, address: int, updates: Sequence[Update]) -> State:
-        """Carry the coordinates ``x`` (changed in place) and their state through the updates."""
+        """Carry the coordinates ``x`` (changed in place) and their state through the updates, step by step."""
         combined = torch.empty_like(x)
         for update in updates:
             scale = self.method.scale(state)
@@ -94,15 +112,21 @@ class Replica:
                 state = self.method.learn(state, Move(dx, row, step, len(steps)))
         return state
 
-    def _carry_numbers(self, updates: Sequence[Update]) -> State:
-        """The part of the state that is one number for all coordinates, after the updates: it needs no coordinate."""
-        state = dict(self.state[0])
-        if all(value.ndim for value in state.values()):
-            return {}
+    def _rehearse(self, updates: Sequence[Update]) -> tuple[State, list[Tensor] | None]:
+        """The part of the state that is one number for all coordinates, after the updates, and each round's scale.
+
+        It needs no coordinate: the numbers learn from the scalars alone. The scales are None where z = u.
+        """
         nothing = self.tensors[0].new_empty(0)
-        state = {key: value if not value.ndim else value.view(-1)[:0] for key, value in state.items()}
-        after = self._carry(nothing, state, 0, updates)
-        return {key: value for key, value in after.items() if not value.ndim}
+        state = {key: value.view(-1)[:0] if value.ndim else value for key, value in self.state[0].items()}
+        scales = []
+        for update in updates:
+            scale = self.method.scale(state)
+            if scale is not None:
+                scales.append(scale)
+            for step, row in enumerate(update.coefficients):
+                state = self.method.learn(state, Move(nothing, row, step, update.local_steps))
+        return {key: value for key, value in state.items() if not value.ndim}, scales or None
 
     def digest(self) -> str:
         """SHA-256 over the trained parameters, the method's state and the position: equal replicas, equal digests."""

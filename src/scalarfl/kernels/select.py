@@ -15,6 +15,10 @@ class Kernels(NamedTuple):
     """out = sum over q of c_q u_q."""
     displace: Callable[..., None]
     """out = x + (mu u) s."""
+    carry_scaled: Callable[..., None] | None = None
+    """Replay in one pass over memory, where a method's scale is one number a round; None: no such kernel."""
+    carry_hessian: Callable[..., None] | None = None
+    """HiSo's replay in one pass over memory; None: no such kernel."""
 
 
 REFERENCE = Kernels(directions.combine, directions.displace)
@@ -25,5 +29,5 @@ def best(device: torch.device) -> Kernels:
     if device.type == "cpu":
         from scalarfl.kernels import cpu  # numba takes a second to import: not before it is needed
 
-        return Kernels(cpu.combine, cpu.displace)
+        return Kernels(cpu.combine, cpu.displace, cpu.carry_scaled, cpu.carry_hessian)
     return REFERENCE

@@ -1,0 +1,159 @@
+"""Letting a model compute with other weights than its own, without touching those.
+
+``whole`` points all parameters at a full set of other tensors. ``layered`` makes each layer's weights just before the
+layer runs, in a scratch buffer as large as the largest layer, and only those rows of an embedding that the batch asks
+for.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Fill = Callable[[int, Tensor, int], None]
+"""Fill(index, out, begin): write the coordinates from ``begin`` on of trainable tensor ``index`` to the flat ``out``."""
+
+
+class Overlay:
+    """The trainable parameters of one model, and where they point.
+
+    tensors: the true weights, to which the parameters always point outside the two contexts.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+        self.tensors = tensors
+        self._fill: Fill | None = None  # set while ``layered`` is active
+        self._outside: list[Tensor] = []
+        self._in_use = [0] * len(parameters)
+        self._free: list[Tensor] = []
+        self._taken: dict[nn.Module, list[Tensor]] = {}
+        self._padding: dict[nn.Embedding, int | None] = {}
+        index = {id(parameter): i for i, parameter in enumerate(parameters)}
+        self._owned: dict[nn.Module, list[int]] = {}
+        for module in model.modules():
+            own = [index[id(p)] for p in module.parameters(recurse=False) if id(p) in index]
+            if own:
+                self._owned[module] = own
+        self._hooked = False
+
+    @contextmanager
+    def whole(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Let all trainable parameters point at ``tensors``."""
+        try:
+            for parameter, tensor in zip(self.parameters, tensors, strict=True):
+                parameter.data = tensor
+            yield
+        finally:
+            self._restore()
+
+    @contextmanager
+    def layered(self, fill: Fill, outside: Sequence[Tensor] | None = None) -> Iterator[None]:
+        """Let every layer compute with weights that ``fill`` makes just before it runs.
+
+        outside: what a parameter holds while no layer that owns it runs; by default nothing but NaN, so that a model
+        which uses a weight behind its layer's back gives NaN instead of a quietly wrong number.
+        """
+        if not self._hooked:
+            for module in self._owned:
+                module.register_forward_pre_hook(self._before)
+                module.register_forward_hook(self._after, always_call=True)
+            self._hooked = True
+        if outside is None:
+            outside = [torch.full((), math.nan, dtype=t.dtype, device=t.device).expand(t.shape) for t in self.tensors]
+        self._fill, self._outside = fill, list(outside)
+        try:
+            for parameter, tensor in zip(self.parameters, outside, strict=True):
+                parameter.data = tensor
+            yield
+        finally:
+            self._fill = None
+            self._free += [buffer for buffers in self._taken.values() for buffer in buffers]
+            self._taken.clear()
+            self._in_use = [0] * len(self.parameters)
+            for module, padding in self._padding.items():
+                module.padding_idx = padding
+            self._padding.clear()
+            self._restore()
+
+    def scratch_bytes(self) -> int:
+        """Bytes held in scratch buffers."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self._free)
+
+    def _restore(self) -> None:
+        for parameter, tensor in zip(self.parameters, self.tensors, strict=True):
+            parameter.data = tensor
+
+    def _before(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._fill is None:
+            return None
+        own = self._owned[module]
+        fresh = [index for index in own if not self._in_use[index]]  # tied weights may be there already
+        rows = _wanted_rows(module, arguments) if fresh == own else None
+        if rows is not None:
+            return self._only_rows(module, own[0], *rows)
+        if fresh:
+            pieces = self._take(module, [self.tensors[index].numel() for index in fresh])
+            for index, piece in zip(fresh, pieces, strict=True):
+                self._fill(index, piece, 0)
+                self.parameters[index].data = piece.view(self.tensors[index].shape)
+        for index in own:
+            self._in_use[index] += 1
+        return None
+
+    def _only_rows(self, module: nn.Module, index: int, rows: Tensor, places: Tensor) -> tuple[Any, ...]:
+        """Give an embedding the rows it needs, and the tokens' places among them instead of the tokens."""
+        assert self._fill is not None
+        assert isinstance(module, nn.Embedding)
+        width = self.tensors[index].shape[1]
+        (piece,) = self._take(module, [len(rows) * width])
+        for place, row in enumerate(rows.tolist()):
+            self._fill(index, piece[place * width : (place + 1) * width], row * width)
+        self.parameters[index].data = piece.view(len(rows), width)
+        self._in_use[index] += 1
+        self._padding[module] = module.padding_idx  # matters to gradients only
+        module.padding_idx = None
+        return (places,)
+
+    def _after(self, module: nn.Module, _arguments: object, _output: object) -> None:
+        if self._fill is None:
+            return
+        for index in self._owned[module]:
+            self._in_use[index] -= 1
+            if not self._in_use[index]:
+                self.parameters[index].data = self._outside[index]
+        self._free += self._taken.pop(module, [])
+        if isinstance(module, nn.Embedding) and module in self._padding:
+            module.padding_idx = self._padding.pop(module)
+
+    def _take(self, module: nn.Module, sizes: Sequence[int]) -> list[Tensor]:
+        """Flat pieces of these sizes out of one buffer, each beginning on a 64-byte boundary of it."""
+        padded = [-(-size // 16) * 16 for size in sizes]
+        needed = sum(padded)
+        fitting = [buffer for buffer in self._free if buffer.numel() >= needed]
+        if fitting:
+            buffer = min(fitting, key=Tensor.numel)
+            self._free = [other for other in self._free if other is not buffer]
+        else:
+            self._free.clear()  # too small: make place for a larger one
+            sample = self.tensors[0]
+            buffer = torch.empty(needed, dtype=sample.dtype, device=sample.device)
+        self._taken.setdefault(module, []).append(buffer)
+        starts = [sum(padded[:i]) for i in range(len(padded))]
+        return [buffer[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+
+def _wanted_rows(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+    """(distinct rows, each token's place among them) where a plain embedding needs less than half of its rows."""
+    if type(module).forward is not nn.Embedding.forward or len(arguments) != 1:
+        return None
+    tokens = arguments[0]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if not isinstance(tokens, Tensor) or 2 * tokens.numel() > weight.shape[0] or tokens.numel() == 0:
+        return None
+    rows, places = torch.unique(tokens, return_inverse=True)
+    return rows, places.view(tokens.shape)
