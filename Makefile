@@ -23,8 +23,9 @@ lint: env  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: env  ## run the quick benchmarks
-	$(BIN)/python -m benchmarks.generator
+bench: env  ## measure speed and memory, about 15 minutes, and rewrite the table in docs/performance.md
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt transformers
+	$(BIN)/scalarfl bench --out benchmarks/results/bench.json; $(BIN)/python -m benchmarks.table
 
 clean:  ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,13 +1,15 @@
 """Convergence on Fashion-MNIST at one learning rate, 4 minutes: `python -m benchmarks.fashion_mnist`."""
 
+import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, save
 from scalarfl import recipe as recipes, report, run
+from scalarfl.bench.measure import environment
 
+RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parent.parent / "recipes" / "fashion-mnist.toml"
 METHODS = ("decomfl", "hiso-scalar", "hiso")
 SEEDS = (0, 1, 2)
@@ -37,7 +39,8 @@ def main() -> None:
         print(
             f"{method:<12} best {100 * table[-1]['best_accuracy'][0]:.1f} +- {100 * table[-1]['best_accuracy'][1]:.1f}"
         )
-    save("fashion_mnist", {"recipe": RECIPE.read_text(), "table": table, "runs": results})
+    found = {"environment": environment(), "recipe": RECIPE.read_text(), "table": table, "runs": results}
+    (RESULTS / "fashion_mnist.json").write_text(json.dumps(found, indent=1) + "\n")
     report.plot([result for result in results if result["seed"] == 0], RESULTS / "fashion_mnist.png")
 
 

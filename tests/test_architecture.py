@@ -21,7 +21,7 @@ LAYERS = [
     {"client", "server"},
     {"simulation", "tasks"},
     {"recipe", "report"},
-    {"run"},
+    {"run", "bench"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -225,7 +225,7 @@ def test_only_the_chosen_parameters_move() -> None:
         (network(), ["nope.*"], "matches no parameter"),
         (network(), "lora", "accepted are"),
         (network(), [], "selects no parameter"),
-        (network().to(torch.bfloat16), "all", "float32 is needed"),
+        (network().double(), "all", "accepted are float32, bfloat16 and float16"),
     ],
 )
 def test_wrong_choices_of_parameters_are_refused(model: nn.Module, trainable: object, says: str) -> None:

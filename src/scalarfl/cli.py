@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from scalarfl.errors import InputError, ScalarflError
+from scalarfl.errors import InputError, ScalarflError, VerificationError, nearest
 
 if TYPE_CHECKING:
     from scalarfl.simulation import Progress, Watch
@@ -236,6 +236,29 @@ def recipe() -> None:
     from scalarfl.recipe import template
 
     print(template(), end="")
+
+
+@app.command()
+def bench(
+    only: Annotated[list[str] | None, typer.Option(help="Run this benchmark alone; repeatable.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes; only gross misses count.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the findings to this JSON file.")] = None,
+) -> None:
+    """Measure speed and memory as ratios against stated opponents; exit code 3 where a promise is missed."""
+    from scalarfl import bench as benchmarks
+
+    for name in only or []:
+        if name not in benchmarks.BENCHMARKS:
+            raise InputError(f"--only {name}: no such benchmark; {nearest(name, list(benchmarks.BENCHMARKS))}")
+    findings = []
+    for finding in benchmarks.run(only or list(benchmarks.BENCHMARKS), quick):
+        findings.append(finding)
+        say(str(finding))
+    if out is not None:
+        out.write_text(json.dumps(benchmarks.as_json(findings), indent=1) + "\n")
+    missed = [finding for finding in findings if (finding.missed_grossly() if quick else not finding.kept)]
+    if missed:
+        raise VerificationError(f"{len(missed)} of {len(findings)} promises missed: {missed[0].name}.")
 
 
 def _version(wanted: bool) -> None:

@@ -88,7 +88,7 @@ class Client:
         walk: Walk = ()
         for step in range(h.local_steps):
             # f(x_k + mu z_p) for every direction, all on one batch, beside f(x_k)
-            losses = yield Probing(task.seed, task.lr, h.mu, walk, own, self._batch(task.round, step))
+            losses = yield Probing(task.seed, task.lr, h.mu, walk, own, self.batch(task.round, step))
             at_x, beside = losses[0], np.asarray(losses[1:], dtype=np.float64)
             with np.errstate(all="ignore"):  # a loss that is not finite is refused by the server, with a reason
                 scalars[step] = ((beside - at_x) / h.mu).astype(np.float32)
@@ -106,7 +106,7 @@ class Client:
                 f"after the {len(task.updates)} records it was sent."
             )
 
-    def _batch(self, round_: int, step: int) -> Any:
+    def batch(self, round_: int, step: int) -> Any:
         """The batch of this round and step: a pure function of seed, client, round and step; without replacement."""
         size = min(self.batch_size, len(self.data))
         random = generator(self.header.seed, "batch", self.name, round_, step)

@@ -97,6 +97,35 @@ def displace(
     torch.add(x, displacement if scale is None else displacement * scale, out=out)
 
 
+ROUNDING = (0xFFFFFFFE, 0xFFFFFFFF)
+"""Perturbation numbers that no direction may use: their bytes, low and high, are the dice of stochastic rounding."""
+
+
+def dither(x: Tensor, dtype: torch.dtype, seed: int, address: int) -> None:
+    """Round float32 ``x`` in place to values of a half-precision ``dtype``, up or down by seeded dice.
+
+    The magnitude goes to the next larger value with the probability that makes the expectation exact, to 16 bits: an
+    update of a hundredth of a rounding step moves a weight once in a hundred rounds instead of never. Values beyond
+    the type's largest become the largest.
+    """
+    flat, block_device = x.view(-1), x.device
+    block, skip = divmod(address, COORDINATES_PER_BLOCK)
+    blocks = -(-(skip + flat.numel()) // COORDINATES_PER_BLOCK)
+    shifts = torch.arange(0, 32, 8, device=block_device)
+    low_byte, high_byte = (
+        ((random_words(seed, 0, number, block, blocks, block_device).unsqueeze(2) >> shifts) & 0xFF).view(-1)
+        for number in ROUNDING
+    )
+    dice = (low_byte + 256 * high_byte)[skip : skip + flat.numel()]
+    magnitude = flat.abs().clamp(max=torch.finfo(dtype).max)
+    below = magnitude.to(dtype).view(torch.int16)
+    below = below - (below.view(dtype).float() > magnitude).to(torch.int16)
+    lower, upper = below.view(dtype).float(), (below + 1).view(dtype).float()
+    share = (magnitude - lower) / (upper - lower)  # exact: a difference of neighbours over a power of two
+    up = (share * 65536).to(torch.int64) + dice >= 65536
+    flat.copy_(torch.where(flat.isnan(), flat, torch.where(up, upper, lower).copysign(flat)))
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where each trainable tensor's coordinates live: names and shapes in ``named_parameters()`` order."""

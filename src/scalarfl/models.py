@@ -86,7 +86,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 def trainable_parameters(model: nn.Module, trainable: Trainable = "all") -> list[tuple[str, nn.Parameter]]:
     """The (name, parameter) pairs that are trained, in ``named_parameters()`` order, tied weights once.
 
-    Raises InputError where nothing is selected, a pattern matches nothing, or a tensor is not float32.
+    Raises InputError where nothing is selected, a pattern matches nothing, or a tensor's type is not supported.
     """
     named = list(model.named_parameters())
     if trainable == "all":
@@ -107,8 +107,8 @@ def trainable_parameters(model: nn.Module, trainable: Trainable = "all") -> list
     if not chosen:
         raise InputError(f"model.trainable = {trainable!r} selects no parameter of the model.")
     for name, parameter in chosen:
-        if parameter.dtype != torch.float32:
-            raise InputError(f"parameter '{name}' is {parameter.dtype}: float32 is needed.")
+        if parameter.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise InputError(f"parameter '{name}' is {parameter.dtype}: accepted are float32, bfloat16 and float16.")
     return chosen
 
 

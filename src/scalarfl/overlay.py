@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Fill = Callable[[int, Tensor, int], None]
-"""Fill(index, out, begin): write the coordinates from ``begin`` on of trainable tensor ``index`` to the flat ``out``."""
+"""Fill(index, out, begin): write coordinates ``begin`` ... of trainable tensor ``index`` to the flat ``out``."""
 
 
 class Overlay:
@@ -96,7 +96,7 @@ class Overlay:
         if rows is not None:
             return self._only_rows(module, own[0], *rows)
         if fresh:
-            pieces = self._take(module, [self.tensors[index].numel() for index in fresh])
+            pieces = self._take(module, [(self.tensors[index], self.tensors[index].numel()) for index in fresh])
             for index, piece in zip(fresh, pieces, strict=True):
                 self._fill(index, piece, 0)
                 self.parameters[index].data = piece.view(self.tensors[index].shape)
@@ -109,7 +109,7 @@ class Overlay:
         assert self._fill is not None
         assert isinstance(module, nn.Embedding)
         width = self.tensors[index].shape[1]
-        (piece,) = self._take(module, [len(rows) * width])
+        (piece,) = self._take(module, [(self.tensors[index], len(rows) * width)])
         for place, row in enumerate(rows.tolist()):
             self._fill(index, piece[place * width : (place + 1) * width], row * width)
         self.parameters[index].data = piece.view(len(rows), width)
@@ -129,21 +129,20 @@ class Overlay:
         if isinstance(module, nn.Embedding) and module in self._padding:
             module.padding_idx = self._padding.pop(module)
 
-    def _take(self, module: nn.Module, sizes: Sequence[int]) -> list[Tensor]:
-        """Flat pieces of these sizes out of one buffer, each beginning on a 64-byte boundary of it."""
-        padded = [-(-size // 16) * 16 for size in sizes]
-        needed = sum(padded)
-        fitting = [buffer for buffer in self._free if buffer.numel() >= needed]
+    def _take(self, module: nn.Module, wanted: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
+        """Flat pieces out of one buffer, each on a 64-byte boundary of it. wanted: (a tensor of its type, its size)."""
+        sizes = [like.element_size() * size for like, size in wanted]
+        starts = [sum(-(-size // 64) * 64 for size in sizes[:i]) for i in range(len(sizes) + 1)]
+        fitting = [buffer for buffer in self._free if buffer.numel() >= starts[-1]]
         if fitting:
             buffer = min(fitting, key=Tensor.numel)
             self._free = [other for other in self._free if other is not buffer]
         else:
             self._free.clear()  # too small: make place for a larger one
-            sample = self.tensors[0]
-            buffer = torch.empty(needed, dtype=sample.dtype, device=sample.device)
+            buffer = torch.empty(starts[-1], dtype=torch.uint8, device=self.tensors[0].device)
         self._taken.setdefault(module, []).append(buffer)
-        starts = [sum(padded[:i]) for i in range(len(padded))]
-        return [buffer[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        pieces = zip(starts, sizes, wanted, strict=False)
+        return [buffer[start : start + size].view(like.dtype) for start, size, (like, _) in pieces]
 
 
 def _wanted_rows(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:

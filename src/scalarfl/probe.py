@@ -67,7 +67,7 @@ class Probe:
         for members in _grouped((_standpoint(question), index) for index, question in enumerate(questions)).values():
             here = questions[members[0]]
             position = self._position(here)
-            with self.overlay.whole(position):
+            with self.overlay.whole(self._as_weights(position)):
                 for index in members:
                     losses[index][None] = self._loss(questions[index].batch)
             points = _grouped((p, index) for index in members for p in questions[index].perturbations)
@@ -95,7 +95,7 @@ class Probe:
             return [self._loss(batch) for batch in batches]
 
     def _try_layers(self, fill: Fill, batch: Any) -> None:
-        """See whether the model uses its weights inside their layers alone: what they hold outside then cannot matter."""
+        """See whether the model uses weights inside their layers alone: what they hold outside then cannot matter."""
         answers = []
         for outside in (None, self.replica.tensors):
             try:
@@ -113,27 +113,17 @@ class Probe:
 
     def _filler(self, position: list[Tensor], here: Probing, perturbation: int) -> Fill:
         """Makes any slice of the weights at position + mu z."""
-        replica, step = self.replica, len(here.walk)
-        addresses, stream = replica.layout.addresses, replica.method.vectors == 0
+        seed, step, mu = here.seed, len(here.walk), here.mu
 
         def fill(index: int, out: Tensor, begin: int) -> None:
-            x = position[index].view(-1)
-            state = replica.state[index]
-
-            def displace(_: int, part: slice) -> None:
-                there = slice(begin + part.start, begin + part.stop)
-                scale = replica.method.scale(sliced(state, there))
-                address = addresses[index] + there.start
-                replica.kernels.displace(out[part], x[there], scale, here.seed, step, address, perturbation, here.mu)
-
-            for_each_block([out], displace, stream=stream)
+            self.replica.displace(index, out, position[index].view(-1), begin, seed, step, perturbation, mu)
 
         return fill
 
     def _displace(self, position: list[Tensor], here: Probing, perturbation: int) -> None:
         """Write all weights at position + mu z to the scratch copy."""
         if not self._perturbed:
-            self._perturbed = [torch.empty_like(tensor) for tensor in position]
+            self._perturbed = [torch.empty_like(tensor) for tensor in self.replica.tensors]
         fill = self._filler(position, here, perturbation)
         for index, tensor in enumerate(self._perturbed):
             fill(index, tensor.view(-1), 0)
@@ -144,7 +134,7 @@ class Probe:
         if not question.walk:
             return x
         if not self._walked:
-            self._walked = [torch.empty_like(tensor) for tensor in x]
+            self._walked = [torch.empty_like(tensor, dtype=torch.float32) for tensor in x]
         kernels, method, addresses = self.replica.kernels, self.replica.method, self.replica.layout.addresses
 
         def walk(index: int, part: slice) -> None:
@@ -160,6 +150,10 @@ class Probe:
 
         for_each_block(x, walk)
         return self._walked
+
+    def _as_weights(self, position: list[Tensor]) -> list[Tensor]:
+        """The position in the model's own types: a walk is kept in float32."""
+        return [here.to(x.dtype) for here, x in zip(position, self.replica.tensors, strict=True)]
 
     def _loss(self, batch: Any) -> float:
         self.evaluations += 1

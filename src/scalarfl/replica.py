@@ -1,6 +1,6 @@
 """A replica: a model's trainable parameters, a method's state, and how far along the ledger they are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class Replica:
         self.tensors: list[Tensor] = [parameter.data for parameter in self.parameters]
         """The true weights. The parameters' ``data`` may point elsewhere while a loss is measured; these do not."""
         self.layout = Layout.of(named)
-        self.state: list[State] = [method.init(tensor) for tensor in self.tensors]
+        self.state: list[State] = [method.init(torch.empty_like(x, dtype=torch.float32)) for x in self.tensors]
         self.kernels = kernels or best(self.tensors[0].device)
         self.position = 0
         """Rounds applied."""
@@ -46,6 +46,31 @@ class Replica:
         if self.position:
             raise ProtocolError(f"the replica has applied {self.position} rounds already.")
         self.trail = genesis
+
+    def displace(
+        self, index: int, out: Tensor, position: Tensor, begin: int, seed: int, step: int, perturbation: int, mu: float
+    ) -> None:
+        """Write position + mu z to the flat ``out``, for coordinates ``begin``, ``begin`` + 1, ... of tensor ``index``.
+
+        position: the flat coordinates of the whole tensor that the displacement starts from; x itself or a walked copy.
+        """
+        address, kernels, method = self.layout.addresses[index], self.kernels, self.method
+        fused = kernels.displace_hessian if type(method) is HiSo else None
+
+        def work(_: int, part: slice) -> None:
+            there = slice(begin + part.start, begin + part.stop)
+            state = sliced(self.state[index], there)
+            at = (seed, step, address + there.start, perturbation, mu)
+            x, beside = position[there].float(), out[part]
+            exact = beside if beside.dtype == torch.float32 else torch.empty_like(x)
+            if fused is not None:
+                fused(exact, x, state["hessian"], *at)
+            else:
+                kernels.displace(exact, x, method.scale(state), *at)
+            if exact is not beside:
+                beside.copy_(exact)
+
+        for_each_block([out], work, stream=fused is not None or method.vectors == 0)
 
     @torch.no_grad()
     def apply(self, updates: Sequence[Update]) -> None:
@@ -68,36 +93,51 @@ class Replica:
 
     def _replay(self, updates: Sequence[Update]) -> None:
         """Carry all coordinates through the updates, the fastest way the method allows; all give the same bits."""
-        addresses, kernels, method = self.layout.addresses, self.kernels, self.method
         numbers, scales = self._rehearse(updates)
+        fused = self.kernels.carry_scaled if self.method.vectors == 0 else self._fused_hiso()
 
-        def carry_scaled(index: int, part: slice) -> None:
-            assert kernels.carry_scaled is not None
-            x = self.tensors[index].view(-1)[part]
-            kernels.carry_scaled(x, addresses[index] + part.start, updates, scales)
-
-        def carry_hessian(index: int, part: slice) -> None:
-            assert kernels.carry_hessian is not None
-            assert isinstance(method, HiSo)
-            x, h = self.tensors[index].view(-1)[part], self.state[index]["hessian"].view(-1)[part]
-            last = method.hessian_update == "last"
-            own = {"nu": method.nu, "eps": method.eps, "floor": method.floor, "last": last}
-            kernels.carry_hessian(x, h, addresses[index] + part.start, updates, **own)
-
-        def carry(index: int, part: slice) -> None:
+        def work(index: int, part: slice) -> None:
             x, state = self.tensors[index].view(-1)[part], sliced(self.state[index], part)
-            for key, value in self._carry(x, state, addresses[index] + part.start, updates).items():
-                if value.ndim:  # numbers are set once, below: the other blocks still start from the old ones
-                    state[key].copy_(value)
+            address = self.layout.addresses[index] + part.start
+            if x.dtype == torch.float32:
+                self._advance(x, state, address, updates, scales)
+                return
+            exact = x.float()  # half precision: an update too small for it must not vanish
+            for r, update in enumerate(updates):
+                state = self._advance(exact, state, address, [update], scales and scales[r : r + 1])
+                self.kernels.dither(exact, x.dtype, update.seed, address)
+            x.copy_(exact)
 
-        if method.vectors == 0 and kernels.carry_scaled is not None:
-            for_each_block(self.tensors, carry_scaled, stream=True)
-        elif type(method) is HiSo and kernels.carry_hessian is not None:
-            for_each_block(self.tensors, carry_hessian, stream=True)
-        else:
-            for_each_block(self.tensors, carry)
+        for_each_block(self.tensors, work, stream=fused is not None)
         for state in self.state:
             state.update(numbers)
+
+    def _fused_hiso(self) -> Callable[..., None] | None:
+        """HiSo's own kernel, where the method is HiSo itself and the device has one."""
+        return self.kernels.carry_hessian if type(self.method) is HiSo else None
+
+    def _advance(
+        self, x: Tensor, state: State, address: int, updates: Sequence[Update], scales: Sequence[Tensor] | None
+    ) -> State:
+        """Carry some coordinates, float32, and the vectors of their state, both in place, through the updates.
+
+        Returns the state to go on from. Numbers that serve all coordinates are not changed in ``state`` itself: the
+        other blocks still start from them.
+        """
+        method, fused = self.method, self._fused_hiso()
+        if method.vectors == 0 and self.kernels.carry_scaled is not None:
+            self.kernels.carry_scaled(x, address, updates, scales)
+        elif fused is not None and isinstance(method, HiSo):
+            last = method.hessian_update == "last"
+            own = {"nu": method.nu, "eps": method.eps, "floor": method.floor, "last": last}
+            fused(x, state["hessian"], address, updates, **own)
+        else:
+            after = self._carry(x, state, address, updates)
+            for key, value in after.items():
+                if value.ndim:
+                    state[key].copy_(value)
+            return {key: state[key] if value.ndim else value for key, value in after.items()}
+        return state
 
     def _carry(self, x: Tensor, state: State, address: int, updates: Sequence[Update]) -> State:
         """Carry the coordinates ``x`` (changed in place) and their state through the updates, step by step."""

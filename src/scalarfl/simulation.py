@@ -180,6 +180,34 @@ def simulate(
         )
 
 
+class Cohort:
+    """The clients of a simulation, who share one probe: their questions are answered together."""
+
+    def __init__(
+        self, clients: Mapping[str, Client], probe: Probe, order: Callable[[list[str]], list[str]] = list
+    ) -> None:
+        self.clients = clients
+        self.probe = probe
+        self.order = order
+
+    def answers(self, tasks: dict[str, bytes]) -> tuple[dict[str, bytes], list[float]]:
+        """Run those who have a task in step; returns their replies and their losses at x, where finite."""
+        working = {name: self.clients[name].steps(tasks[name]) for name in self.order(list(tasks))}
+        questions: dict[str, Probing] = {name: next(steps) for name, steps in working.items()}
+        replies: dict[str, bytes] = {}
+        at_x: dict[str, float] = {}
+        while questions:
+            measured = dict(zip(questions, self.probe.measure(list(questions.values())), strict=True))
+            for name, losses in measured.items():
+                at_x.setdefault(name, losses[0])
+                try:
+                    questions[name] = working[name].send(losses)
+                except StopIteration as done:
+                    replies[name] = done.value
+                    del questions[name]
+        return replies, [value for value in at_x.values() if math.isfinite(value)]
+
+
 class _Federation:
     """Server and clients of one simulation, and the one replica that all of them share."""
 
@@ -199,7 +227,7 @@ class _Federation:
         self.replica = replica
         self.probe = Probe(replica, self._noting(loss))
         self.clients = {name: Client(name, d, self.probe, header, batch_size) for name, d in data.items()}
-        self.order = order
+        self.cohort = Cohort(self.clients, self.probe, order)
         self.now = "before the first round"
 
     def greet(self) -> None:
@@ -212,28 +240,11 @@ class _Federation:
         """One round; returns (mean loss at x of the sound replies' clients, bytes down, bytes up)."""
         tasks = self.server.open_round(list(self.clients))
         self.now = f"round {self.replica.position}"
-        replies, losses = self._answers(tasks)
+        replies, losses = self.cohort.answers(tasks)
         update = self.server.close_round(replies.items())
         self.replica.apply([update])
         mean = math.fsum(losses) / len(losses) if update.slots else math.nan
         return mean, sum(map(len, tasks.values())), sum(map(len, replies.values()))
-
-    def _answers(self, tasks: dict[str, bytes]) -> tuple[dict[str, bytes], list[float]]:
-        """Run the cohort in step, so that questions about the same perturbed weights are answered together."""
-        working = {name: self.clients[name].steps(tasks[name]) for name in self.order(list(tasks))}
-        questions: dict[str, Probing] = {name: next(steps) for name, steps in working.items()}
-        replies: dict[str, bytes] = {}
-        at_x: dict[str, float] = {}
-        while questions:
-            measured = dict(zip(questions, self.probe.measure(list(questions.values())), strict=True))
-            for name, losses in measured.items():
-                at_x.setdefault(name, losses[0])
-                try:
-                    questions[name] = working[name].send(losses)
-                except StopIteration as done:
-                    replies[name] = done.value
-                    del questions[name]
-        return replies, [value for value in at_x.values() if math.isfinite(value)]
 
     def _noting(self, loss: Loss) -> Loss:
         """The loss, with a note on where it failed if it fails."""

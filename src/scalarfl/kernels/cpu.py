@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from numba import njit
 from torch import Tensor
 
+from scalarfl import directions
 from scalarfl.directions import COORDINATES_PER_BLOCK
 from scalarfl.table import TABLE
 
@@ -28,7 +30,7 @@ _MASK = np.uint64(0xFFFFFFFF)
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
-_NO_SCALE = np.ones(0, np.float32)
+_NO_SCALE = np.empty(0, np.float32)
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -79,7 +81,7 @@ def _combine(
                 tile[i] = tile[i] + coefficient * u[i]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")  # a division that might raise would not vectorise
 def _displace(
     out: Floats,
     x: Floats,
@@ -91,6 +93,7 @@ def _displace(
     skip: int,
     perturbation: np.uint64,
     mu: np.float32,
+    inverse_root: bool,
 ) -> None:
     words = np.empty((_TILE, 4), np.uint32)
     octets = words.view(np.uint8).reshape(_SPAN)
@@ -109,6 +112,10 @@ def _displace(
             one = scale[0]
             for i in range(here.size):
                 u[i] = here[i] + mu * u[i] * one
+        elif inverse_root:
+            h = scale[begin:end]
+            for i in range(here.size):
+                u[i] = here[i] + mu * u[i] * (np.float32(1) / np.sqrt(h[i]))
         else:
             s = scale[begin:end]
             for i in range(here.size):
@@ -251,7 +258,7 @@ def carry_scaled(x: Tensor, address: int, updates: Sequence[Any], scales: Sequen
 
     updates: messages.Update objects; scales: one for each, of shape (). ``x`` is float32 on the CPU, changed in place.
     """
-    numbers = _NO_SCALE[:0] if scales is None else np.array([float(scale) for scale in scales], np.float32)
+    numbers = _NO_SCALE if scales is None else np.array([float(scale) for scale in scales], np.float32)
     _carry_scaled(x.view(-1).numpy(), TABLE, *_flattened(address, updates), numbers)
 
 
@@ -271,6 +278,37 @@ def _flattened(
         np.array([p for update in updates for p in update.perturbations], dtype=np.uint64),
         np.array([c for update in updates for row in update.coefficients for c in row], dtype=np.float32),
     )
+
+
+@njit(nogil=True, cache=True)
+def _dither_bfloat16(bits: npt.NDArray[np.uint32], seed: np.uint64, block: np.uint64, skip: int) -> None:
+    """On the bits of float32: bfloat16 is their upper half, so dice added to the lower half carry into it."""
+    low, high = np.empty((_TILE, 4), np.uint32), np.empty((_TILE, 4), np.uint32)
+    low_octets, high_octets = low.view(np.uint8).reshape(_SPAN), high.view(np.uint8).reshape(_SPAN)
+    largest = np.uint32(0x7F7F0000)
+    for first in range(0, bits.size + skip, _SPAN):
+        begin, end = max(first - skip, 0), min(first + _SPAN - skip, bits.size)
+        tile = bits[begin:end]
+        lows = low_octets[begin + skip - first : end + skip - first]
+        highs = high_octets[begin + skip - first : end + skip - first]
+        _philox_tile(low, seed, np.uint64(0), block + np.uint64(first // 16), np.uint64(0xFFFFFFFE))
+        _philox_tile(high, seed, np.uint64(0), block + np.uint64(first // 16), np.uint64(0xFFFFFFFF))
+        for i in range(tile.size):
+            magnitude = tile[i] & np.uint32(0x7FFFFFFF)
+            dice = np.uint32(lows[i]) + (np.uint32(highs[i]) << np.uint32(8))
+            rounded = (magnitude + dice) & np.uint32(0xFFFF0000)
+            rounded = largest if magnitude >= largest else rounded
+            rounded = magnitude if magnitude > np.uint32(0x7F800000) else rounded  # NaN stays what it is
+            tile[i] = (tile[i] & np.uint32(0x80000000)) | rounded
+
+
+def dither(x: Tensor, dtype: torch.dtype, seed: int, address: int) -> None:
+    """The kernel of ``directions.dither``: same arguments, same bits; float16 is left to the reference."""
+    if dtype != torch.bfloat16:
+        directions.dither(x, dtype, seed, address)
+        return
+    block, skip = divmod(address, COORDINATES_PER_BLOCK)
+    _dither_bfloat16(x.view(-1).numpy().view(np.uint32), np.uint64(seed), np.uint64(block), skip)
 
 
 def combine(
@@ -294,6 +332,28 @@ def displace(
     out: Tensor, x: Tensor, scale: Tensor | None, seed: int, step: int, address: int, perturbation: int, mu: float
 ) -> None:
     """The kernel of ``directions.displace``: same arguments, same bits. The tensors lie on the CPU."""
+    _displaced(out, x, scale, seed, step, address, perturbation, mu, inverse_root=False)
+
+
+def displace_hessian(
+    out: Tensor, x: Tensor, hessian: Tensor, seed: int, step: int, address: int, perturbation: int, mu: float
+) -> None:
+    """The same with s = 1 / sqrt(hessian), taken on the way."""
+    _displaced(out, x, hessian, seed, step, address, perturbation, mu, inverse_root=True)
+
+
+def _displaced(
+    out: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    seed: int,
+    step: int,
+    address: int,
+    perturbation: int,
+    mu: float,
+    *,
+    inverse_root: bool,
+) -> None:
     block, skip = divmod(address, COORDINATES_PER_BLOCK)
     _displace(
         out.view(-1).numpy(),
@@ -306,4 +366,5 @@ def displace(
         skip,
         np.uint64(perturbation),
         np.float32(mu),
+        inverse_root,
     )

@@ -1,6 +1,7 @@
 """Which implementation of the generator's arithmetic a device gets."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,10 @@ class Kernels(NamedTuple):
     """out = sum over q of c_q u_q."""
     displace: Callable[..., None]
     """out = x + (mu u) s."""
+    dither: Callable[..., None] = directions.dither
+    """Seeded stochastic rounding to a half-precision type."""
+    displace_hessian: Callable[..., None] | None = None
+    """out = x + (mu u) / sqrt(H) in one pass over memory; None: no such kernel."""
     carry_scaled: Callable[..., None] | None = None
     """Replay in one pass over memory, where a method's scale is one number a round; None: no such kernel."""
     carry_hessian: Callable[..., None] | None = None
@@ -29,5 +34,9 @@ def best(device: torch.device) -> Kernels:
     if device.type == "cpu":
         from scalarfl.kernels import cpu  # numba takes a second to import: not before it is needed
 
-        return Kernels(cpu.combine, cpu.displace, cpu.carry_scaled, cpu.carry_hessian)
+        return Kernels(cpu.combine, cpu.displace, cpu.dither, cpu.displace_hessian, cpu.carry_scaled, cpu.carry_hessian)
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from scalarfl.kernels import cuda
+
+        return Kernels(cuda.combine, cuda.displace, directions.dither, *cuda.FUSED)
     return REFERENCE

@@ -1,0 +1,60 @@
+"""Peak memory, in processes of their own: of a simulation by number of clients, of a round beside bare inference."""
+
+from scalarfl.bench.measure import Finding, in_a_process
+
+_SIMULATION = """
+import json, sys, numpy as np, torch
+from scalarfl import models, simulate
+from scalarfl.simulation import peak_rss_bytes
+from scalarfl.tasks import Examples, Shard
+clients = int(sys.argv[1])
+data = Examples(torch.zeros(4000, 1, 28, 28), torch.zeros(4000, dtype=torch.int64))
+parts = [Shard(data, part) for part in np.array_split(np.arange(4000), clients)]
+model = models.build("mlp", (1, 28, 28), 10, 0, hidden=[2000])
+def loss(model, batch):
+    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+simulate(model, parts, loss, method="hiso", rounds=20, sampled=8, batch_size=4)
+print(json.dumps({"peak": peak_rss_bytes()}))
+"""
+
+_ROUND = """
+import json, sys, torch
+from scalarfl.bench import rounds
+from scalarfl.methods import make_method
+from scalarfl.probe import Probe, Probing
+from scalarfl.replica import Replica
+from scalarfl.bench.replay import missed
+from scalarfl.simulation import peak_rss_bytes
+what, width, layers, vocabulary = sys.argv[1], *map(int, sys.argv[2:])
+model = rounds.opt(layers, width, vocabulary).eval()
+weights = sum(p.numel() for p in model.parameters()) * 4
+batch = (torch.zeros(8, 64, dtype=torch.int64) + torch.arange(64), None)
+with torch.no_grad():
+    for _ in range(3):
+        float(rounds.next_token_loss(model, batch))
+if what != "inference":
+    replica = Replica(model, make_method(what))
+    probe = Probe(replica, rounds.next_token_loss, small=0)
+    for r in range(2):
+        probe.measure([Probing(1, 1e-6, 1e-3, (), range(3), batch)])
+        replica.apply(missed(1, r))
+print(json.dumps({"peak": peak_rss_bytes(), "weights": weights}))
+"""
+
+
+def run(quick: bool) -> list[Finding]:
+    """1,000 clients take no more than 10; a client takes inference plus one layer, and HiSo its H besides."""
+    peaks = {clients: in_a_process(_SIMULATION, str(clients))["peak"] for clients in (10, 1000)}
+    details = {f"{clients} clients, MB": peak / 1e6 for clients, peak in peaks.items()}
+    findings = [
+        Finding("simulation of 1,000 clients, HiSo", peaks[1000] / peaks[10], 1.15, False, "10 clients", details)
+    ]
+    shape = ("256", "4", "8192") if quick else ("768", "12", "50272")
+    bare = in_a_process(_ROUND, "inference", *shape)
+    for method, vectors in (("decomfl", 0), ("hiso-scalar", 0), ("hiso", 1)):
+        peak = in_a_process(_ROUND, method, *shape)["peak"]
+        beyond = (peak - bare["peak"] - vectors * bare["weights"]) / bare["weights"]
+        details = {"inference, MB": bare["peak"] / 1e6, "round, MB": peak / 1e6, "weights, MB": bare["weights"] / 1e6}
+        what = "weights; beyond inference" + (" and H" if vectors else "")
+        findings.append(Finding(f"memory of a client's round, {method}", beyond, None, False, what, details))
+    return findings
