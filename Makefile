@@ -16,15 +16,15 @@ env: .venv/ready  ## create .venv from the pinned constraints
 demo: env  ## train on real digits with DeComFL and HiSo, compare, plot and verify
 	$(BIN)/scalarfl demo
 
-test: env lint  ## lint, check types, run all tests
+test: env lint  ## lint, check types, run all tests and the quick benchmarks
 	$(BIN)/pytest -n 2
+	$(BIN)/scalarfl bench --quick
 
 lint: env  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 bench: env  ## measure speed and memory, about 15 minutes, and rewrite the table in docs/performance.md
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt transformers
 	$(BIN)/scalarfl bench --out benchmarks/results/bench.json; $(BIN)/python -m benchmarks.table
 
 clean:  ## remove the environment and caches
