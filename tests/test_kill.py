@@ -10,7 +10,7 @@ from support import RECIPE, command, last_json
 from test_cli import rounds_in
 
 KILLS = 20
-ROUNDS = 400
+ROUNDS = 1000
 ARGUMENTS = ["run", "r.toml", "-s", f"federation.rounds={ROUNDS}", "-s", "evaluation.every=7", "--json"]
 
 

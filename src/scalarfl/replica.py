@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scalarfl.directions import Layout
-from scalarfl.errors import ProtocolError
+from scalarfl.errors import InputError, ProtocolError
 from scalarfl.kernels import Kernels, best, for_each_block
 from scalarfl.ledger import link
 from scalarfl.messages import Update, encode
@@ -18,11 +18,15 @@ class Replica:
     """Holds the only copy of the weights: the model's own tensors, changed by ``apply`` and by nothing else.
 
     kernels: the implementation of the generator; by default the fastest for the model's device. All give the same bits.
+    Raises InputError for a model that cannot be trained so: nothing selected, a type or a layer that is not supported.
     """
 
     def __init__(
         self, model: nn.Module, method: Method, trainable: Trainable = "all", kernels: Kernels | None = None
     ) -> None:
+        for name, module in model.named_modules():
+            if getattr(module, "max_norm", None) is not None:
+                raise InputError(f"module '{name}' has max_norm: it changes its weights whenever it is used; unset it.")
         self.model = model.eval()  # dropout off, normalisation by its stored statistics
         self.method = method
         self.base = base_digest(model)
@@ -157,7 +161,7 @@ class Replica:
 
         It needs no coordinate: the numbers learn from the scalars alone. The scales are None where z = u.
         """
-        nothing = self.tensors[0].new_empty(0)
+        nothing = self.tensors[0].new_empty(0, dtype=torch.float32)
         state = {key: value.view(-1)[:0] if value.ndim else value for key, value in self.state[0].items()}
         scales = []
         for update in updates:
