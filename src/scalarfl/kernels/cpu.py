@@ -32,12 +32,16 @@ _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 _NO_SCALE = np.empty(0, np.float32)
 
+# The table's bits in the low and in the high half of 64-bit words: two bytes are looked up and stored at once.
+_LOW = TABLE.view(np.uint32).astype(np.uint64)
+_HIGH = _LOW << _32
+
 
 @njit(nogil=True, cache=True, inline="always")
 def _philox_tile(
     words: npt.NDArray[np.uint32], seed: np.uint64, step: np.uint64, block: np.uint64, perturbation: np.uint64
 ) -> None:
-    """Fill words[_TILE, 4] with consecutive blocks."""
+    """Fill words[_TILE * 4] with consecutive blocks."""
     for lane in range(_TILE):
         index = block + np.uint64(lane)
         c0, c1, c2, c3 = index & _MASK, index >> _32, perturbation, step
@@ -47,16 +51,38 @@ def _philox_tile(
             c0, c1 = (product1 >> _32) ^ c1 ^ k0, product1 & _MASK
             c2, c3 = (product0 >> _32) ^ c3 ^ k1, product0 & _MASK
             k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-        words[lane, 0] = np.uint32(c0)
-        words[lane, 1] = np.uint32(c1)
-        words[lane, 2] = np.uint32(c2)
-        words[lane, 3] = np.uint32(c3)
+        words[4 * lane] = np.uint32(c0)
+        words[4 * lane + 1] = np.uint32(c1)
+        words[4 * lane + 2] = np.uint32(c2)
+        words[4 * lane + 3] = np.uint32(c3)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _noise_tile(
+    u: Floats,
+    words: npt.NDArray[np.uint32],
+    low: Words,
+    high: Words,
+    seed: np.uint64,
+    step: np.uint64,
+    block: np.uint64,
+    perturbation: np.uint64,
+) -> None:
+    """Fill u[_SPAN] with the noise of consecutive blocks."""
+    _philox_tile(words, seed, step, block, perturbation)
+    pairs = u.view(np.uint64)
+    byte = np.uint32(0xFF)
+    for i in range(words.size):
+        word = words[i]
+        pairs[2 * i] = low[word & byte] | high[(word >> np.uint32(8)) & byte]
+        pairs[2 * i + 1] = low[(word >> np.uint32(16)) & byte] | high[word >> np.uint32(24)]
 
 
 @njit(nogil=True, cache=True)
 def _combine(
     out: Floats,
-    table: Floats,
+    low: Words,
+    high: Words,
     seed: np.uint64,
     step: np.uint64,
     block: np.uint64,
@@ -64,19 +90,15 @@ def _combine(
     perturbations: Words,
     coefficients: Floats,
 ) -> None:
-    words = np.empty((_TILE, 4), np.uint32)
-    octets = words.view(np.uint8).reshape(_SPAN)
-    u = np.empty(_SPAN, np.float32)
+    words, noise = np.empty(_TILE * 4, np.uint32), np.empty(_SPAN, np.float32)
     for first in range(0, out.size + skip, _SPAN):  # first: in coordinates, from the start of `block`
         begin, end = max(first - skip, 0), min(first + _SPAN - skip, out.size)
         tile = out[begin:end]
-        bytes_ = octets[begin + skip - first : end + skip - first]
+        u = noise[begin + skip - first : end + skip - first]
         tile[:] = np.float32(0)
         for q in range(perturbations.size):
             coefficient = coefficients[q]
-            _philox_tile(words, seed, step, block + np.uint64(first // 16), perturbations[q])
-            for i in range(tile.size):  # a loop of its own: with the arithmetic in it, it vectorises worse
-                u[i] = table[bytes_[i]]
+            _noise_tile(noise, words, low, high, seed, step, block + np.uint64(first // 16), perturbations[q])
             for i in range(tile.size):
                 tile[i] = tile[i] + coefficient * u[i]
 
@@ -86,7 +108,8 @@ def _displace(
     out: Floats,
     x: Floats,
     scale: Floats,
-    table: Floats,
+    low: Words,
+    high: Words,
     seed: np.uint64,
     step: np.uint64,
     block: np.uint64,
@@ -95,16 +118,12 @@ def _displace(
     mu: np.float32,
     inverse_root: bool,
 ) -> None:
-    words = np.empty((_TILE, 4), np.uint32)
-    octets = words.view(np.uint8).reshape(_SPAN)
-    u = np.empty(_SPAN, np.float32)
+    words, noise = np.empty(_TILE * 4, np.uint32), np.empty(_SPAN, np.float32)
     for first in range(0, out.size + skip, _SPAN):
         begin, end = max(first - skip, 0), min(first + _SPAN - skip, out.size)
         here, there = x[begin:end], out[begin:end]
-        bytes_ = octets[begin + skip - first : end + skip - first]
-        _philox_tile(words, seed, step, block + np.uint64(first // 16), perturbation)
-        for i in range(here.size):
-            u[i] = table[bytes_[i]]
+        u = noise[begin + skip - first : end + skip - first]
+        _noise_tile(noise, words, low, high, seed, step, block + np.uint64(first // 16), perturbation)
         if scale.size == 0:
             for i in range(here.size):
                 u[i] = here[i] + mu * u[i]
@@ -127,7 +146,8 @@ def _displace(
 @njit(nogil=True, cache=True)
 def _carry_scaled(
     x: Floats,
-    table: Floats,
+    low: Words,
+    high: Words,
     block: np.uint64,
     skip: int,
     seeds: Words,
@@ -139,14 +159,12 @@ def _carry_scaled(
     scales: Floats,
 ) -> None:
     """Carry x through many rounds, a tile at a time: each tile is read and written once, however many rounds."""
-    words = np.empty((_TILE, 4), np.uint32)
-    octets = words.view(np.uint8).reshape(_SPAN)
-    u = np.empty(_SPAN, np.float32)
+    words, noise = np.empty(_TILE * 4, np.uint32), np.empty(_SPAN, np.float32)
     dx = np.empty(_SPAN, np.float32)
     for first in range(0, x.size + skip, _SPAN):
         begin, end = max(first - skip, 0), min(first + _SPAN - skip, x.size)
         here = x[begin:end]
-        bytes_ = octets[begin + skip - first : end + skip - first]
+        u = noise[begin + skip - first : end + skip - first]
         start, place = 0, 0  # of the round among the perturbations, and among the coefficients
         for r in range(seeds.size):
             for step in range(steps[r]):
@@ -155,9 +173,16 @@ def _carry_scaled(
                 for q in range(start, ends[r]):
                     coefficient = coefficients[place]
                     place += 1
-                    _philox_tile(words, seeds[r], np.uint64(step), block + np.uint64(first // 16), perturbations[q])
-                    for i in range(here.size):
-                        u[i] = table[bytes_[i]]
+                    _noise_tile(
+                        noise,
+                        words,
+                        low,
+                        high,
+                        seeds[r],
+                        np.uint64(step),
+                        block + np.uint64(first // 16),
+                        perturbations[q],
+                    )
                     for i in range(here.size):
                         dx[i] = dx[i] + coefficient * u[i]
                 if scales.size > 0:
@@ -173,7 +198,8 @@ def _carry_scaled(
 def _carry_hessian(
     x: Floats,
     hessian: Floats,
-    table: Floats,
+    low: Words,
+    high: Words,
     block: np.uint64,
     skip: int,
     seeds: Words,
@@ -189,16 +215,14 @@ def _carry_hessian(
     last: bool,
 ) -> None:
     """Carry x and H through many rounds, a tile at a time: each tile is read and written once, however many rounds."""
-    words = np.empty((_TILE, 4), np.uint32)
-    octets = words.view(np.uint8).reshape(_SPAN)
-    u = np.empty(_SPAN, np.float32)
+    words, noise = np.empty(_TILE * 4, np.uint32), np.empty(_SPAN, np.float32)
     dx = np.empty(_SPAN, np.float32)
     scale = np.empty(_SPAN, np.float32)
     one = np.float32(1)
     for first in range(0, x.size + skip, _SPAN):
         begin, end = max(first - skip, 0), min(first + _SPAN - skip, x.size)
         here, h = x[begin:end], hessian[begin:end]
-        bytes_ = octets[begin + skip - first : end + skip - first]
+        u = noise[begin + skip - first : end + skip - first]
         start, place = 0, 0  # of the round among the perturbations, and among the coefficients
         for r in range(seeds.size):
             for i in range(here.size):
@@ -210,9 +234,16 @@ def _carry_hessian(
                 for q in range(start, ends[r]):
                     coefficient = coefficients[place]
                     place += 1
-                    _philox_tile(words, seeds[r], np.uint64(step), block + np.uint64(first // 16), perturbations[q])
-                    for i in range(here.size):
-                        u[i] = table[bytes_[i]]
+                    _noise_tile(
+                        noise,
+                        words,
+                        low,
+                        high,
+                        seeds[r],
+                        np.uint64(step),
+                        block + np.uint64(first // 16),
+                        perturbations[q],
+                    )
                     for i in range(here.size):
                         dx[i] = dx[i] + coefficient * u[i]
                 for i in range(here.size):
@@ -243,7 +274,8 @@ def carry_hessian(
     _carry_hessian(
         x.view(-1).numpy(),
         hessian.view(-1).numpy(),
-        TABLE,
+        _LOW,
+        _HIGH,
         *_flattened(address, updates),
         np.float32(1.0 - nu),
         np.float32(nu),
@@ -259,7 +291,7 @@ def carry_scaled(x: Tensor, address: int, updates: Sequence[Any], scales: Sequen
     updates: messages.Update objects; scales: one for each, of shape (). ``x`` is float32 on the CPU, changed in place.
     """
     numbers = _NO_SCALE if scales is None else np.array([float(scale) for scale in scales], np.float32)
-    _carry_scaled(x.view(-1).numpy(), TABLE, *_flattened(address, updates), numbers)
+    _carry_scaled(x.view(-1).numpy(), _LOW, _HIGH, *_flattened(address, updates), numbers)
 
 
 def _flattened(
@@ -283,8 +315,8 @@ def _flattened(
 @njit(nogil=True, cache=True)
 def _dither_bfloat16(bits: npt.NDArray[np.uint32], seed: np.uint64, block: np.uint64, skip: int) -> None:
     """On the bits of float32: bfloat16 is their upper half, so dice added to the lower half carry into it."""
-    low, high = np.empty((_TILE, 4), np.uint32), np.empty((_TILE, 4), np.uint32)
-    low_octets, high_octets = low.view(np.uint8).reshape(_SPAN), high.view(np.uint8).reshape(_SPAN)
+    low, high = np.empty(_TILE * 4, np.uint32), np.empty(_TILE * 4, np.uint32)
+    low_octets, high_octets = low.view(np.uint8), high.view(np.uint8)
     largest = np.uint32(0x7F7F0000)
     for first in range(0, bits.size + skip, _SPAN):
         begin, end = max(first - skip, 0), min(first + _SPAN - skip, bits.size)
@@ -318,7 +350,8 @@ def combine(
     block, skip = divmod(address, COORDINATES_PER_BLOCK)
     _combine(
         out.view(-1).numpy(),
-        TABLE,
+        _LOW,
+        _HIGH,
         np.uint64(seed),
         np.uint64(step),
         np.uint64(block),
@@ -359,7 +392,8 @@ def _displaced(
         out.view(-1).numpy(),
         x.view(-1).numpy(),
         _NO_SCALE if scale is None else scale.reshape(-1).numpy(),
-        TABLE,
+        _LOW,
+        _HIGH,
         np.uint64(seed),
         np.uint64(step),
         np.uint64(block),
