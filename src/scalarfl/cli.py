@@ -269,8 +269,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # read in _exit_code
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; by default as many as torch chooses.")
     ] = None,
@@ -279,7 +278,6 @@ def options(
     ] = False,
 ) -> None:
     """Options of every command."""
-    context.obj = debug
     if threads is not None:
         import torch
 

@@ -233,9 +233,11 @@ class Ledger:
         for number, audit in rows:
             yield number, msgspec.msgpack.decode(audit, type=Audit)
 
-    def evaluations(self) -> list[Evaluation]:
-        """All measurements, in order."""
-        rows = self._db.execute("SELECT body FROM entries WHERE kind = 'evaluation' ORDER BY id")
+    def evaluations(self, rounds: int | None = None) -> list[Evaluation]:
+        """All measurements, in order; or those that were made after ``rounds`` rounds."""
+        rows = self._db.execute(
+            "SELECT body FROM entries WHERE kind = 'evaluation' AND round = ifnull(?, round) ORDER BY id", (rounds,)
+        )
         return [msgspec.msgpack.decode(body, type=Evaluation) for (body,) in rows]
 
     def payload(self, since: int, until: int) -> int:

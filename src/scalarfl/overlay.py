@@ -27,7 +27,8 @@ class Overlay:
         self.parameters = parameters
         self.tensors = tensors
         self._fill: Fill | None = None  # set while ``layered`` is active
-        self._outside: list[Tensor] = []
+        self._nowhere: list[Tensor] = []  # NaN in each parameter's shape, without its memory
+        self._outside: Sequence[Tensor] = []
         self._in_use = [0] * len(parameters)
         self._free: list[Tensor] = []
         self._taken: dict[nn.Module, list[Tensor]] = {}
@@ -61,12 +62,11 @@ class Overlay:
             for module in self._owned:
                 module.register_forward_pre_hook(self._before)
                 module.register_forward_hook(self._after, always_call=True)
+            self._nowhere = [t.new_full((), math.nan).expand(t.shape) for t in self.tensors]
             self._hooked = True
-        if outside is None:
-            outside = [torch.full((), math.nan, dtype=t.dtype, device=t.device).expand(t.shape) for t in self.tensors]
-        self._fill, self._outside = fill, list(outside)
+        self._fill, self._outside = fill, self._nowhere if outside is None else outside
         try:
-            for parameter, tensor in zip(self.parameters, outside, strict=True):
+            for parameter, tensor in zip(self.parameters, self._outside, strict=True):
                 parameter.data = tensor
             yield
         finally:

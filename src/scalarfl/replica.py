@@ -179,10 +179,6 @@ class Replica:
             named += [(f"{name}:{key}", value) for key, value in sorted(state.items())]
         return digest_tensors(named)
 
-    def state_bytes(self) -> int:
-        """Bytes of memory that the method's state takes."""
-        return sum(value.numel() * value.element_size() for state in self.state for value in state.values())
-
 
 def sliced(state: State, part: slice) -> State:
     """The state of the coordinates in ``part``: views, and numbers as they are."""

@@ -134,14 +134,6 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, watch: Watch | None 
 def summary(recipe: Recipe, finished: Run) -> dict[str, Any]:
     """The content of ``result.json``; bytes are means per client over the run."""
     clients = recipe.federation.clients
-    bytes_ = {
-        f"{kind}_bytes_{direction}": sum(
-            amounts[index] for (way, _), amounts in finished.traffic.items() if way == direction
-        )
-        / clients
-        for index, kind in enumerate(("payload", "serialized"))
-        for direction in ("up", "down")
-    }
     scores = finished.evaluations
     accuracies = [score.accuracy for score in scores if score.accuracy is not None]
     return {
@@ -161,12 +153,22 @@ def summary(recipe: Recipe, finished: Run) -> dict[str, Any]:
         "best_accuracy": max(accuracies, default=None),
         "loss": scores[-1].loss,
         "curve": [[score.round, score.accuracy, score.loss] for score in scores],
-        **bytes_,
+        **_bytes_per_client(finished.traffic, clients),
         "seconds": finished.seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "digest": finished.digest,
         "ledger_head": finished.head,
         "diverged": finished.diverged,
+    }
+
+
+def _bytes_per_client(moved: dict[tuple[str, str], tuple[int, int]], clients: int) -> dict[str, float]:
+    """The four byte figures of a result, from ``simulation.traffic``."""
+    return {
+        f"{kind}_bytes_{direction}": sum(sizes[index] for (way, _), sizes in moved.items() if way == direction)
+        / clients
+        for index, kind in enumerate(("payload", "serialized"))
+        for direction in ("up", "down")
     }
 
 
@@ -249,7 +251,6 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
 def _compare(result: dict[str, Any], recipe: Recipe, ledger: Ledger, digest: str) -> None:
     """Hold the result against what the ledger says."""
     evaluations = ledger.evaluations()
-    bytes_ = traffic(ledger)
     claims: dict[str, Any] = {
         "rounds": ledger.rounds,
         "ledger_head": ledger.head.hex(),
@@ -257,11 +258,8 @@ def _compare(result: dict[str, Any], recipe: Recipe, ledger: Ledger, digest: str
         "forward_passes": forward_passes(ledger),
         "curve": [[e.round, e.accuracy, e.loss] for e in evaluations],
         "accuracy": evaluations[-1].accuracy,
+        **_bytes_per_client(traffic(ledger), recipe.federation.clients),
     }
-    for index, kind in enumerate(("payload", "serialized")):
-        for direction in ("up", "down"):
-            total = sum(amounts[index] for (way, _), amounts in bytes_.items() if way == direction)
-            claims[f"{kind}_bytes_{direction}"] = total / recipe.federation.clients
     for key, value in claims.items():
         if result.get(key) != value:
             raise VerificationError(f"{RESULT} claims {key} = {result.get(key)!r:.60}, the ledger gives {value!r:.60}.")

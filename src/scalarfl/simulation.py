@@ -286,7 +286,7 @@ def replay(replica: Replica, ledger: Ledger, until: int | None = None) -> None:
     while replica.position < end:
         stop = min(end, replica.position + REPLAY_AT_ONCE)
         replica.apply(list(ledger.updates(replica.position, stop)))
-    last = [evaluation for evaluation in ledger.evaluations() if evaluation.round == replica.position]
+    last = ledger.evaluations(replica.position)
     if last and last[-1].digest.hex() != replica.digest():
         raise VerificationError(
             f"replaying {replica.position} rounds gives the digest {replica.digest()[:16]}…, "
