@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scalarfl import kernels, models, replica, simulate
 from scalarfl.bench.measure import environment
 from scalarfl.objective import Score
-from scalarfl.tasks import Shard, iid, load_task
+from scalarfl.tasks import SHAPES, Shard, iid, load_task
 
 ROUNDS, LR, SEEDS = 8000, 1e-4, (0, 1)
 RESULTS = Path(__file__).parent / "results" / "half.json"
@@ -64,7 +64,7 @@ def main() -> None:
             replica.__dict__["best"] = lambda device: kernels.best(device)._replace(dither=nearest)
         scores: list[Score] = []
         for seed in SEEDS:
-            model = wrap(models.build("mlp", task.inputs, task.classes, seed))
+            model = wrap(models.build("mlp", *SHAPES["digits"], seed))
             clients = [Shard(task.train, part) for part in iid(len(task.train), 6, seed)]
             simulate(
                 model,

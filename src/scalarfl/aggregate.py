@@ -36,3 +36,15 @@ def per_client(weights: npt.NDArray[np.float64], replies: Sequence[Scalars]) -> 
     count = len(replies)
     scaled = [weight * count * scalars.astype(np.float64) for weight, scalars in zip(weights, replies, strict=True)]
     return np.concatenate(scaled, axis=1).astype(np.float32)
+
+
+def pooled(
+    examples: Sequence[int], losses: Sequence[float], accuracies: Sequence[float | None]
+) -> tuple[float, float | None]:
+    """Loss and accuracy on all examples together, from those on each part; accuracy None where a part has none."""
+    total = sum(examples)
+    loss = sum(count * loss for count, loss in zip(examples, losses, strict=True)) / total
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    if len(known) < len(accuracies):
+        return loss, None
+    return loss, sum(count * accuracy for count, accuracy in zip(examples, known, strict=True)) / total

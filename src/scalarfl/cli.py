@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -126,8 +126,7 @@ def run(
     """Run a recipe: simulate the whole federation on this machine."""
     from scalarfl import recipe as recipes, report, run as runs
 
-    overrides = [*(setting or []), *([f"task.data_dir={json.dumps(str(data_dir.resolve()))}"] if data_dir else [])]
-    loaded = recipes.load(recipe, overrides)
+    loaded = recipes.load(recipe, _with_data_dir(setting, data_dir))
     folder = out or Path("runs") / recipe.stem
     try:
         with watching(loaded.method.name) as watch:
@@ -155,9 +154,8 @@ def verify(folder: Folder, as_json: AsJson = False) -> None:
     """Rebuild a run's model from base model and ledger, and compare digests, scores and bytes with what was claimed."""
     from scalarfl import run as runs
 
-    with Bar(console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("replaying", total=None)
-        verified = runs.verify(folder, lambda done, total: bar.update(task, completed=done, total=total))
+    with _replaying() as progress:
+        verified = runs.verify(folder, progress)
     if as_json:
         print(json.dumps(verified.__dict__ | {"measured": verified.measured._asdict()}))
         return
@@ -165,6 +163,85 @@ def verify(folder: Folder, as_json: AsJson = False) -> None:
     output.print(f"ledger head {verified.head}", soft_wrap=True)
     if not verified.finished:
         output.print("The run is not finished: there was no result.json to compare with.")
+
+
+@app.command()
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
+) -> None:
+    """Write a run's model to a folder that `from_pretrained` loads; LoRA gives an adapter folder."""
+    from scalarfl.export import export as write
+
+    with _replaying() as progress:
+        digest = write(folder, out, progress)
+    output.print(f"{out}: the model with digest {digest}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A run's folder, or that of any model.")],
+    task: Annotated[str | None, typer.Option(help="Measure on this task; by default on the recipe's.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the task's data files.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Override a recipe's key.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run's model, or the model in a folder, on a task's test examples."""
+    from scalarfl import report
+    from scalarfl.export import evaluate as measure
+
+    with _replaying() as progress:
+        score = measure(folder, task, _with_data_dir(setting, data_dir), progress)
+    metrics = dict(score.metrics or {})
+    if as_json:
+        print(json.dumps({"loss": score.loss, "examples": score.examples, **metrics}))
+        return
+    found = ", ".join(f"{name} {report.percent(value)}" for name, value in metrics.items())
+    output.print(f"{found}, loss {score.loss:.4f} on {score.examples} examples")
+
+
+@contextmanager
+def _replaying() -> "Iterator[Callable[[int, int], None]]":
+    """A bar for rounds being replayed."""
+    with Bar(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("replaying", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _with_data_dir(setting: list[str] | None, data_dir: Path | None) -> list[str]:
+    """The overrides, with the option --data-dir as one of them; it starts where the user is."""
+    given = [] if data_dir is None else [f"task.data_dir={json.dumps(str(data_dir.resolve()))}"]
+    return [*(setting or []), *given]
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    setting: Annotated[
+        list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Override a recipe's key.")
+    ] = None,
+    forward: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Measured time of one batch's forward pass.")
+    ] = None,
+    noise: Annotated[
+        float, typer.Option(min=1, metavar="PER_SECOND", help="Measured speed of the generator, coordinates a second.")
+    ] = 1e9,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a recipe will take before anything is loaded: parameters, memory, forward passes, bytes, time."""
+    from dataclasses import asdict
+
+    from scalarfl import recipe as recipes, report
+    from scalarfl.plan import plan as work_out
+
+    found = work_out(recipes.load(recipe, setting or []), forward, noise)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        for line in report.planned(asdict(found)):
+            output.print(line, markup=False)
 
 
 @app.command()

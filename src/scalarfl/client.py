@@ -1,8 +1,9 @@
 """What a client does in a round: the client's half of the paper's Algorithm 1, as pure protocol. No transport here."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import default_collate
@@ -12,6 +13,8 @@ from scalarfl.ledger import Header
 from scalarfl.messages import (
     PROTOCOL,
     Hello,
+    Measure,
+    Measured,
     RoundReply,
     RoundTask,
     Update,
@@ -21,6 +24,7 @@ from scalarfl.messages import (
     encode,
     pack,
 )
+from scalarfl.objective import Evaluate, as_score
 from scalarfl.probe import Probe, Probing, Walk
 from scalarfl.seeds import generator
 
@@ -45,12 +49,22 @@ class Client:
     In a simulation all clients share one replica; over a network each has its own. Nothing here knows the difference.
     """
 
-    def __init__(self, name: str, data: Dataset, probe: Probe, header: Header, batch_size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        data: Dataset,
+        probe: Probe,
+        header: Header,
+        batch_size: int,
+        evaluate: Evaluate | None = None,
+    ) -> None:
         self.name = name
         self.data = data
         self.probe = probe
         self.header = header
         self.batch_size = batch_size
+        self.evaluate = evaluate
+        """How the client measures the model on examples of its own; None where it has none to spare."""
 
     def hello(self) -> bytes:
         """The handshake's opening: who this is, what it holds, how far it has come."""
@@ -80,7 +94,7 @@ class Client:
     def steps(self, message: bytes) -> Steps:
         """One round as a conversation, so that a simulation may answer the questions of a whole cohort together."""
         task = decode(message, RoundTask)
-        self._catch_up(task)
+        self._catch_up(task.round, task.updates)
 
         h = self.header
         own = range(task.slot * h.perturbations, (task.slot + 1) * h.perturbations)
@@ -95,15 +109,25 @@ class Client:
             walk += coefficients(scalars[step : step + 1])
         return encode(RoundReply(self.name, task.round, len(self.data), pack(scalars)))
 
-    def _catch_up(self, task: RoundTask) -> None:
+    def measure(self, message: bytes) -> bytes:
+        """Measure the model on this client's own examples: an encoded Measure in, an encoded Measured out."""
+        asked = decode(message, Measure)
+        if self.evaluate is None:
+            raise ProtocolError(f"{self.name}: asked to measure, but it has no examples to do it on.")
+        self._catch_up(asked.round, asked.updates)
+        score = as_score(self.evaluate(self.probe.replica.model))
+        digest = bytes.fromhex(self.probe.replica.digest())
+        return encode(Measured(self.name, asked.round, score.examples, score.loss, score.accuracy, digest))
+
+    def _catch_up(self, round_: int, updates: Sequence[msgspec.Raw]) -> None:
         """Apply the records this client missed; where the replica is ahead of some already, only the rest."""
         replica = self.probe.replica
-        known = max(0, replica.position - (task.round - len(task.updates)))
-        replica.apply([decode(update, Update) for update in task.updates[known:]])
-        if replica.position != task.round:
+        known = max(0, replica.position - (round_ - len(updates)))
+        replica.apply([decode(update, Update) for update in updates[known:]])
+        if replica.position != round_:
             raise ProtocolError(
-                f"{self.name}: asked for round {task.round}, but its replica stands at {replica.position} "
-                f"after the {len(task.updates)} records it was sent."
+                f"{self.name}: asked for round {round_}, but its replica stands at {replica.position} "
+                f"after the {len(updates)} records it was sent."
             )
 
     def batch(self, round_: int, step: int) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scalarfl import report, run
+from scalarfl.prepare import prepare
 from scalarfl.recipe import Recipe, parse
 from scalarfl.simulation import Watch
 
@@ -41,9 +42,9 @@ def sweep(method: str, rounds: int, say: Callable[[str], None], watch: Watching)
     """The learning rate that gives the lowest loss on the training examples after a short run."""
     losses: dict[float, float] = {}
     for lr in SWEEP:
-        prepared = run.prepare(recipe(method, lr, rounds))
+        prepared = prepare(recipe(method, lr, rounds))
         with watch(f"{method}, lr {lr:g}") as progress:
-            prepared.simulate(watch=progress)
+            run.start(prepared, watch=progress)
         loss = prepared.task.score(prepared.model, prepared.task.train).loss
         losses[lr] = loss if loss == loss else float("inf")
     best = min(losses, key=lambda lr: losses[lr])

@@ -23,7 +23,7 @@ from scalarfl.table import GENERATOR, TABLE_DIGEST
 
 FORMAT = 1
 
-Purpose = Literal["round", "catch-up", "handshake"]
+Purpose = Literal["round", "catch-up", "handshake", "evaluation"]
 Direction = Literal["up", "down"]
 
 
@@ -136,7 +136,7 @@ CREATE TABLE entries (
     kind TEXT NOT NULL,          -- 'round' or 'evaluation'
     round INTEGER NOT NULL,      -- a round's index, or rounds done when evaluated
     body BLOB NOT NULL,          -- the encoded Update or Evaluation
-    audit BLOB NOT NULL,         -- the encoded Audit, empty for an evaluation
+    audit BLOB NOT NULL,         -- the encoded Audit, empty where nobody was asked
     head BLOB NOT NULL           -- the chain over everything, up to and including this entry
 );
 CREATE INDEX entries_by_kind ON entries (kind, round);
@@ -208,9 +208,10 @@ class Ledger:
         self._append("round", update.round, body, msgspec.msgpack.encode(audit))
         self._extend(update, body)
 
-    def append_evaluation(self, evaluation: Evaluation) -> None:
-        """Make a measurement durable."""
-        self._append("evaluation", evaluation.round, msgspec.msgpack.encode(evaluation), b"")
+    def append_evaluation(self, evaluation: Evaluation, audit: Audit | None = None) -> None:
+        """Make a measurement durable, with its audit where clients made it."""
+        packed = b"" if audit is None else msgspec.msgpack.encode(audit)
+        self._append("evaluation", evaluation.round, msgspec.msgpack.encode(evaluation), packed)
 
     def updates(self, since: int = 0, until: int | None = None) -> Iterator[Update]:
         """The updates of rounds ``since`` to ``until - 1``, in order."""
@@ -225,10 +226,10 @@ class Ledger:
         )
         return [body for (body,) in rows]
 
-    def audits(self, since: int = 0) -> Iterator[tuple[int, Audit]]:
-        """(round, audit) of every round from ``since`` on."""
+    def audits(self, kind: Literal["round", "evaluation"] | None = None) -> Iterator[tuple[int, Audit]]:
+        """(round, audit) of every round and of every evaluation that clients made, in order; or of one kind alone."""
         rows = self._db.execute(
-            "SELECT round, audit FROM entries WHERE kind = 'round' AND round >= ? ORDER BY round", (since,)
+            "SELECT round, audit FROM entries WHERE kind = ifnull(?, kind) AND length(audit) > 0 ORDER BY id", (kind,)
         )
         for number, audit in rows:
             yield number, msgspec.msgpack.decode(audit, type=Audit)

@@ -120,11 +120,31 @@ class RoundReply(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     """float32, little endian, [local_steps, P]."""
 
 
+class Measure(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=6):
+    """A request to measure the model after ``round`` rounds on the client's own examples."""
+
+    round: Count
+    updates: list[msgspec.Raw]
+    """Encoded Updates, oldest first: exactly those between the client's position and ``round``."""
+
+
+class Measured(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=7):
+    """What a client measured: two numbers, on how many examples, and which replica it measured."""
+
+    client: Name
+    round: Count
+    examples: Count
+    loss: float
+    accuracy: float | None
+    digest: Short
+    """The replica's digest, 32 bytes."""
+
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type, msgspec.msgpack.Decoder[msgspec.Struct]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Update, Hello, Welcome, RoundTask, RoundReply)
+    kind: msgspec.msgpack.Decoder(kind) for kind in (Update, Hello, Welcome, RoundTask, RoundReply, Measure, Measured)
 }
 
 

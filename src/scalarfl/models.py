@@ -1,9 +1,7 @@
-"""Models from scratch, from a portable seed; which of a model's tensors are trained; digests of weights."""
+"""Models from scratch, from a portable seed; digests of weights."""
 
-import fnmatch
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +9,6 @@ from torch import Tensor, nn
 from scalarfl.directions import random_words
 from scalarfl.errors import InputError, nearest
 from scalarfl.seeds import derive
-
-Trainable = Literal["all", "norms"] | Sequence[str]
-"""``all``; ``norms``: biases and normalisation weights (every vector); or shell patterns of parameter names."""
 
 
 def logistic(inputs: tuple[int, ...], classes: int) -> nn.Module:
@@ -67,49 +62,26 @@ def build(
     return model
 
 
-@torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Uniform in +-1/sqrt(fan in), weights and biases, as torch's layers do by default, but portably.
+    """Draw all weights of ``model``, which consists of linear and convolutional layers, from ``seed``."""
+    initialise_modules(model, {name for name, _ in model.named_modules()}, seed)
 
-    The numbers come from the portable generator and exact arithmetic: the same bits on every machine. ``model``
-    consists of linear and convolutional layers.
+
+@torch.no_grad()
+def initialise_modules(model: nn.Module, names: Collection[str], seed: int) -> None:
+    """Draw the weights of the linear and convolutional layers among ``names`` anew, in the model's order.
+
+    Uniform in +-1/sqrt(fan in), weights and biases, as torch's layers do by default, but portably: the numbers come
+    from the portable generator and exact arithmetic, the same bits on every machine.
     """
-    for layer, module in enumerate(m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)):
+    layers = [m for name, m in model.named_modules() if name in names and isinstance(m, nn.Linear | nn.Conv2d)]
+    for layer, module in enumerate(layers):
         bound = torch.tensor(float(module.weight[0].numel())).sqrt().reciprocal()
         for part, tensor in enumerate((module.weight, module.bias)):
             if tensor is not None:
                 words = random_words(derive(seed, "weights", layer), part, 0, 0, -(-tensor.numel() // 4), tensor.device)
                 uniform = (words.view(-1)[: tensor.numel()] >> 8).float() * 2.0**-23 - 1  # 24 bits: exact
-                tensor.copy_((uniform * bound).view_as(tensor))
-
-
-def trainable_parameters(model: nn.Module, trainable: Trainable = "all") -> list[tuple[str, nn.Parameter]]:
-    """The (name, parameter) pairs that are trained, in ``named_parameters()`` order, tied weights once.
-
-    Raises InputError where nothing is selected, a pattern matches nothing, or a tensor's type is not supported.
-    """
-    named = list(model.named_parameters())
-    if trainable == "all":
-        chosen = named
-    elif trainable == "norms":
-        chosen = [(name, parameter) for name, parameter in named if parameter.ndim <= 1]
-    elif isinstance(trainable, str):
-        raise InputError(f"model.trainable = '{trainable}': accepted are 'all', 'norms' or a list of patterns.")
-    else:
-        for pattern in trainable:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in named):
-                raise InputError(
-                    f"model.trainable: the pattern '{pattern}' matches no parameter; the first are "
-                    + ", ".join(name for name, _ in named[:4])
-                    + "."
-                )
-        chosen = [pair for pair in named if any(fnmatch.fnmatchcase(pair[0], pattern) for pattern in trainable)]
-    if not chosen:
-        raise InputError(f"model.trainable = {trainable!r} selects no parameter of the model.")
-    for name, parameter in chosen:
-        if parameter.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise InputError(f"parameter '{name}' is {parameter.dtype}: accepted are float32, bfloat16 and float16.")
-    return chosen
+                tensor.copy_((uniform * bound.to(tensor.device)).view_as(tensor))
 
 
 def base_digest(model: nn.Module) -> str:

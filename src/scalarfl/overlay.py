@@ -1,8 +1,8 @@
 """Letting a model compute with other weights than its own, without touching those.
 
 ``whole`` points all parameters at a full set of other tensors. ``layered`` makes each layer's weights just before the
-layer runs, in a scratch buffer as large as the largest layer, and only those rows of an embedding that the batch asks
-for.
+layer runs, in a scratch buffer as large as the largest layer, and only what the batch asks for: some rows of an
+embedding, some rows of an output layer; very large linear layers are made and applied slice by slice.
 """
 
 import math
@@ -13,18 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scalarfl.partial import SLICE, PartialLinear, adopt, rows_in_a_slice
+from scalarfl.selection import Part
+
 Fill = Callable[[int, Tensor, int], None]
 """Fill(index, out, begin): write coordinates ``begin`` ... of trainable tensor ``index`` to the flat ``out``."""
 
 
 class Overlay:
-    """The trainable parameters of one model, and where they point.
+    """The trainable parts of one model, and what they hold.
 
     tensors: the true weights, to which the parameters always point outside the two contexts.
     """
 
-    def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> None:
-        self.parameters = parameters
+    def __init__(self, model: nn.Module, parts: Sequence[Part], tensors: Sequence[Tensor]) -> None:
+        self.parts = parts
+        self.parameters = parameters = [part.parameter for part in parts]
         self.tensors = tensors
         self._fill: Fill | None = None  # set while ``layered`` is active
         self._nowhere: list[Tensor] = []  # NaN in each parameter's shape, without its memory
@@ -43,10 +47,11 @@ class Overlay:
 
     @contextmanager
     def whole(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """Let all trainable parameters point at ``tensors``."""
+        """Let all trainable parameters have the values ``tensors``: by pointing there, at the places of a mask by a
+        copy, which is undone by a copy of the true bits."""
         try:
-            for parameter, tensor in zip(self.parameters, tensors, strict=True):
-                parameter.data = tensor
+            for part, tensor in zip(self.parts, tensors, strict=True):
+                part.put(tensor)
             yield
         finally:
             self._restore()
@@ -60,6 +65,8 @@ class Overlay:
         """
         if not self._hooked:
             for module in self._owned:
+                if isinstance(module, nn.Linear) and module.weight.numel() > 2 * SLICE:
+                    adopt(module)
                 module.register_forward_pre_hook(self._before)
                 module.register_forward_hook(self._after, always_call=True)
             self._nowhere = [t.new_full((), math.nan).expand(t.shape) for t in self.tensors]
@@ -77,6 +84,9 @@ class Overlay:
             for module, padding in self._padding.items():
                 module.padding_idx = padding
             self._padding.clear()
+            for module in self._owned:
+                if isinstance(module, PartialLinear):
+                    module.compact, module.supply = frozenset(), None
             self._restore()
 
     def scratch_bytes(self) -> int:
@@ -84,17 +94,25 @@ class Overlay:
         return sum(buffer.numel() * buffer.element_size() for buffer in self._free)
 
     def _restore(self) -> None:
-        for parameter, tensor in zip(self.parameters, self.tensors, strict=True):
-            parameter.data = tensor
+        for part, tensor in zip(self.parts, self.tensors, strict=True):
+            part.put(tensor)
 
     def _before(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._fill is None:
             return None
         own = self._owned[module]
         fresh = [index for index in own if not self._in_use[index]]  # tied weights may be there already
-        rows = _wanted_rows(module, arguments) if fresh == own else None
-        if rows is not None:
-            return self._only_rows(module, own[0], *rows)
+        if fresh == own:
+            if isinstance(module, PartialLinear) and module.rows is not None:
+                self._fill_rows(module, own, module.rows)
+                module.compact = frozenset(id(self.parameters[index]) for index in own)
+                return None
+            if isinstance(module, PartialLinear) and module.weight.numel() > 2 * SLICE:
+                self._slices_of_linear(module, own)
+                return None
+            rows = _wanted_rows(module, arguments)
+            if rows is not None:
+                return self._rows_of_embedding(module, own[0], *rows)
         if fresh:
             pieces = self._take(module, [(self.tensors[index], self.tensors[index].numel()) for index in fresh])
             for index, piece in zip(fresh, pieces, strict=True):
@@ -104,19 +122,52 @@ class Overlay:
             self._in_use[index] += 1
         return None
 
-    def _only_rows(self, module: nn.Module, index: int, rows: Tensor, places: Tensor) -> tuple[Any, ...]:
+    def _rows_of_embedding(self, module: nn.Module, index: int, rows: Tensor, places: Tensor) -> tuple[Any, ...]:
         """Give an embedding the rows it needs, and the tokens' places among them instead of the tokens."""
-        assert self._fill is not None
         assert isinstance(module, nn.Embedding)
-        width = self.tensors[index].shape[1]
-        (piece,) = self._take(module, [(self.tensors[index], len(rows) * width)])
-        for place, row in enumerate(rows.tolist()):
-            self._fill(index, piece[place * width : (place + 1) * width], row * width)
-        self.parameters[index].data = piece.view(len(rows), width)
-        self._in_use[index] += 1
+        self._fill_rows(module, [index], rows)
         self._padding[module] = module.padding_idx  # matters to gradients only
         module.padding_idx = None
         return (places,)
+
+    def _fill_rows(self, module: nn.Module, own: Sequence[int], rows: Tensor) -> None:
+        """Let the module's parameters, of one row a row of the layer, hold ``rows`` alone."""
+        assert self._fill is not None
+        shapes = [(len(rows), *self.tensors[index].shape[1:]) for index in own]
+        wanted = [(self.tensors[index], math.prod(shape)) for index, shape in zip(own, shapes, strict=True)]
+        for index, shape, piece in zip(own, shapes, self._take(module, wanted), strict=True):
+            width = math.prod(shape[1:])
+            for place, row in enumerate(rows.tolist()):
+                self._fill(index, piece[place * width : (place + 1) * width], row * width)
+            self.parameters[index].data = piece.view(shape)
+            self._in_use[index] += 1
+
+    def _slices_of_linear(self, module: PartialLinear, own: Sequence[int]) -> None:
+        """Let a large linear layer ask for its rows slice by slice; one scratch buffer serves them all."""
+        fill = self._fill
+        assert fill is not None
+        likes = [self.tensors[index] for index in own]
+        widths = [math.prod(like.shape[1:]) for like in likes]
+        rows = rows_in_a_slice(module)
+        scratch = self._take(module, [(like, rows * width) for like, width in zip(likes, widths, strict=True)])
+        of = {id(self.parameters[index]): at for at, index in enumerate(own)}
+
+        def part(parameter: Tensor | None, begin: int, end: int) -> Tensor | None:
+            if parameter is None or id(parameter) not in of:  # there is none, or it is not trained
+                return None if parameter is None else parameter[begin:end]
+            at = of[id(parameter)]
+            piece = scratch[at][: (end - begin) * widths[at]]
+            fill(own[at], piece, begin * widths[at])
+            return piece.view(end - begin, *likes[at].shape[1:])
+
+        def supply(begin: int, end: int) -> tuple[Tensor, Tensor | None]:
+            weight = part(module.weight, begin, end)
+            assert weight is not None
+            return weight, part(module.bias, begin, end)
+
+        module.supply = supply
+        for index in own:
+            self._in_use[index] += 1
 
     def _after(self, module: nn.Module, _arguments: object, _output: object) -> None:
         if self._fill is None:
@@ -128,6 +179,8 @@ class Overlay:
         self._free += self._taken.pop(module, [])
         if isinstance(module, nn.Embedding) and module in self._padding:
             module.padding_idx = self._padding.pop(module)
+        if isinstance(module, PartialLinear):
+            module.compact, module.supply = frozenset(), None
 
     def _take(self, module: nn.Module, wanted: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
         """Flat pieces out of one buffer, each on a 64-byte boundary of it. wanted: (a tensor of its type, its size)."""

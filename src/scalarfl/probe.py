@@ -50,8 +50,9 @@ class Probe:
         self.loss = loss
         self.evaluations = 0
         """Losses evaluated so far: forward passes of one batch."""
-        self.overlay = Overlay(replica.model, replica.parameters, replica.tensors)
-        self._layered = replica.layout.dimension > small
+        self.overlay = Overlay(replica.model, replica.parts, replica.tensors)
+        masked = any(part.places is not None for part in replica.parts)
+        self._layered = replica.layout.dimension > small and not masked
         self._trusted = False  # whether the model was seen to use its weights inside their layers alone
         self._perturbed: list[Tensor] = []
         self._walked: list[Tensor] = []

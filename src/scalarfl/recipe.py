@@ -18,14 +18,30 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
+class Mask(Section):
+    """A static sparse mask."""
+
+    sparse: float = Field(gt=0, le=1, description="fraction of every tensor that is trained")
+    of: Literal["largest", "smallest"] = Field("largest", description="which weights, by magnitude")
+
+
 class ModelSection(Section):
     """What is trained."""
 
-    name: str = Field(description='"logistic", "mlp" or "cnn"')
-    dtype: Literal["float32"] = Field("float32", description="type of the weights")
-    trainable: Literal["all", "norms"] | list[str] = Field(
-        "all", description='"all", "norms" (biases and norms), or a list of patterns of parameter names'
+    name: str = Field(description='"logistic", "mlp", "cnn", a Hugging Face hub id, or the folder of a model')
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type of the weights")
+    trainable: Literal["all", "norms", "lora"] | list[str] | Mask = Field(
+        "all",
+        description='"all", "norms" (biases and norms), "lora", a list of patterns of names, or {sparse = 0.001}',
     )
+    head: Literal["auto", "causal", "masked", "classifier", "sentences"] = Field(
+        "auto", description="how a pretrained model is asked; auto: as it was saved"
+    )
+    lora_rank: int = Field(8, ge=1, description="rank of the adapters")
+    lora_alpha: int = Field(16, ge=1, description="their scale is lora_alpha / lora_rank")
+    lora_targets: list[str] | None = Field(None, description="layers to adapt; left out: peft's choice")
+    revision: str | None = Field(None, description="branch, tag or commit of the model on the hub")
+    device: str = Field("auto", description='"auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"')
     hidden: list[int] | None = Field(
         None, description="widths of the MLP's hidden layers or channels of the CNN's stages; left out: the model's own"
     )
@@ -34,8 +50,18 @@ class ModelSection(Section):
 class TaskSection(Section):
     """On what."""
 
-    name: str = Field(description='"digits" (needs no files), "fashion-mnist" or "mnist"')
+    name: str = Field(
+        description='"digits" (needs no files), "mnist", "fashion-mnist"; for language models a benchmark or "own"'
+    )
     data_dir: str | None = Field(None, description="folder of the data files, relative to the recipe")
+    file: str | None = Field(None, description='"own": a file, or a pattern for one file a client')
+    test_file: str | None = Field(None, description='"own": what is evaluated on; left out: a part of the file(s)')
+    test_fraction: float = Field(0.1, gt=0, lt=1, description='"own" without test_file: the part that is held out')
+    labels: list[str] | None = Field(None, description='"own": the classes in order; left out: those that occur')
+    label_words: list[str] | None = Field(None, description="what a language model answers for each class")
+    label_sentences: list[str] | None = Field(None, description="what an encoder of sentences compares with")
+    prompt: str | None = Field(None, description='"own" classification: the prompt, with {text} in it')
+    max_length: int = Field(64, ge=4, description="tokens of an example; longer prompts lose their beginning")
     train_examples: int = Field(0, ge=0, description="use only the first so many training examples; 0: all")
 
 
@@ -71,6 +97,7 @@ class EvaluationSection(Section):
     """When the model is measured on the test examples."""
 
     every: int = Field(25, ge=1, description="rounds between evaluations; one more at the end")
+    by: Literal["server", "clients"] = Field("server", description='who measures; "clients": on shares of the examples')
     examples: int = Field(0, ge=0, description="use only the first so many test examples; 0: all")
 
 
@@ -93,27 +120,43 @@ class Recipe(Section):
         return self
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a TOML file, with overrides such as ``method.lr=3e-3``; relative paths become absolute.
 
+    path: None for a recipe of nothing but overrides.
     Raises InputError that names the key, what was found and what is accepted.
     """
+    tables = {} if path is None else _read(path)
+    for override in overrides:
+        _override(tables, override)
+    recipe = parse(tables)
+    return _absolute(recipe, Path() if path is None else path.parent)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise InputError(f"{path}: cannot read the recipe: {reason}.") from None
     try:
-        tables = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}.") from None
-    for override in overrides:
-        _override(tables, override)
-    recipe = parse(tables)
-    if recipe.task.data_dir is not None:
-        folder = str((path.parent / Path(recipe.task.data_dir).expanduser()).resolve())
-        recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"data_dir": folder})})
-    return recipe
+
+
+def _absolute(recipe: Recipe, start: Path) -> Recipe:
+    """The recipe with paths that do not depend on where it is read: relative ones start at its own folder."""
+
+    def from_start(text: str) -> str:
+        return str((start / Path(text).expanduser()).resolve())
+
+    given = {key: getattr(recipe.task, key) for key in ("data_dir", "file", "test_file")}
+    task = recipe.task.model_copy(update={key: from_start(text) for key, text in given.items() if text is not None})
+    model = recipe.model
+    if (start / Path(model.name).expanduser()).is_dir() or model.name.startswith((".", "/", "~")):
+        model = model.model_copy(update={"name": from_start(model.name)})
+    return recipe.model_copy(update={"task": task, "model": model})
 
 
 def parse(tables: dict[str, Any]) -> Recipe:
@@ -198,12 +241,25 @@ def _lines(recipe: Recipe, comments: bool) -> Iterator[str]:
         yield ""
 
 
-_EXAMPLES = {"data_dir": '"data"', "hidden": "[64]"}
+_EXAMPLES = {
+    "data_dir": '"data"',
+    "file": '"clients/*.jsonl"',
+    "test_file": '"test.jsonl"',
+    "labels": '["negative", "positive"]',
+    "label_words": '["terrible", "great"]',
+    "label_sentences": '["this is terrible .", "this is great ."]',
+    "prompt": '"{text} It was"',
+    "lora_targets": '["q_proj", "v_proj"]',
+    "revision": '"main"',
+    "hidden": "[64]",
+}
 
 
 def _value(value: object) -> str:
     if isinstance(value, float):
         return repr(value)
+    if isinstance(value, Mask):
+        return f'{{ sparse = {value.sparse!r}, of = "{value.of}" }}'
     return json.dumps(value, ensure_ascii=False)
 
 

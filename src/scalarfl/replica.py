@@ -11,7 +11,8 @@ from scalarfl.kernels import Kernels, best, for_each_block
 from scalarfl.ledger import link
 from scalarfl.messages import Update, encode
 from scalarfl.methods import HiSo, Method, Move, State
-from scalarfl.models import Trainable, base_digest, digest_tensors, trainable_parameters
+from scalarfl.models import base_digest, digest_tensors
+from scalarfl.selection import Trainable, select
 
 
 class Replica:
@@ -31,19 +32,22 @@ class Replica:
         self.method = method
         self.base = base_digest(model)
         """Digest of the model as it was handed over."""
-        named = trainable_parameters(model, trainable)
-        self.parameters = [parameter for _, parameter in named]
-        for parameter in self.parameters:
-            parameter.data = parameter.data.contiguous()
-        self.tensors: list[Tensor] = [parameter.data for parameter in self.parameters]
-        """The true weights. The parameters' ``data`` may point elsewhere while a loss is measured; these do not."""
-        self.layout = Layout.of(named)
+        self.parts = select(model, trainable)
+        self.tensors: list[Tensor] = [part.values() for part in self.parts]
+        """The true weights: the parameters' own memory, or for a sparse mask what stands at its places. The parameters'
+        data may be others while a loss is measured; these are not."""
+        self.layout = Layout.of([(part.name, x) for part, x in zip(self.parts, self.tensors, strict=True)])
         self.state: list[State] = [method.init(torch.empty_like(x, dtype=torch.float32)) for x in self.tensors]
         self.kernels = kernels or best(self.tensors[0].device)
         self.position = 0
         """Rounds applied."""
         self.trail = b""
         """The chain over the updates applied; set to the ledger header's digest by ``begin``."""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The model's parameters that are trained, wholly or in places."""
+        return [part.parameter for part in self.parts]
 
     def begin(self, genesis: bytes) -> None:
         """Tie the replica to a ledger, whose header has this digest, before its first update."""
@@ -91,6 +95,8 @@ class Replica:
         moving = [update for update in updates if update.slots]
         if moving:
             self._replay(moving)
+            for part, x in zip(self.parts, self.tensors, strict=True):
+                part.put(x)
         for update in updates:
             self.trail = link(self.trail, encode(update))
         self.position += len(updates)

@@ -1,7 +1,7 @@
 """Tables and plots from results. The run folder's ledger is where every figure comes from."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,30 @@ def thinned(curve: Sequence[Sequence[float]], most: int = 12) -> list[Sequence[f
     if len(curve) <= most:
         return list(curve)
     return [curve[round(index * (len(curve) - 1) / (most - 1))] for index in range(most)]
+
+
+def planned(plan: dict[str, Any]) -> Iterator[str]:
+    """A plan for people, line by line."""
+    yield f"parameters            {plan['parameters']:,}, of which {plan['dimension']:,} are trained"
+    parts = ("weights", "state", "scratch", "activation", "process")
+    yield f"memory of a client    {size(plan['client_bytes'])}: " + ", ".join(
+        f"{part} {size(plan[f'{part}_bytes'])}" for part in parts
+    )
+    yield "                      a simulation of all clients on one machine takes the same"
+    yield f"memory of the server  {size(plan['server_bytes'])}: it has no model"
+    yield f"forward passes        {plan['forward_passes_a_round']:,} a round, {plan['forward_passes']:,} in all"
+    for way in ("up", "down"):
+        yield (
+            f"{f'bytes {way}':<22}{size(plan[f'bytes_{way}_a_round'])} a round, all clients together; "
+            f"{size(plan[f'bytes_{way}'])} a client in all"
+        )
+    noise = f"{plan['catch_up_coordinates']:,} coordinates of noise a missed round"
+    if plan["seconds"] is None:
+        yield f"catching up           {noise}"
+        yield "time                  give --forward, the measured seconds of one forward pass"
+    else:
+        yield f"catching up           {noise}, {plan['catch_up_seconds']:.2g} s"
+        yield f"time                  {plan['seconds_a_round']:.2g} s a round, {duration(plan['seconds'])} in all"
 
 
 def can_plot() -> bool:

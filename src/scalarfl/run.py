@@ -8,17 +8,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from torch import nn
 
-from scalarfl import models, recipe as recipes
-from scalarfl.client import Dataset
+from scalarfl import recipe as recipes
 from scalarfl.errors import InputError, VerificationError
 from scalarfl.ledger import Ledger
 from scalarfl.objective import Score
+from scalarfl.prepare import Prepared, prepare, trainable
 from scalarfl.recipe import Recipe
 from scalarfl.replica import Replica
 from scalarfl.simulation import (
@@ -31,7 +32,7 @@ from scalarfl.simulation import (
     simulate,
     traffic,
 )
-from scalarfl.tasks import Examples, Shard, Task, dirichlet, iid, load_task
+from scalarfl.tasks import ExampleSet, Task
 
 RECIPE, LEDGER, RESULT, CURVE = "recipe.toml", "ledger.sqlite", "result.json", "curve.png"
 
@@ -44,66 +45,37 @@ class Interrupted(Exception):
         self.rounds = rounds
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a recipe stands for, loaded and built."""
-
-    recipe: Recipe
-    task: Task
-    model: nn.Module
-    clients: dict[str, Dataset]
-
-    def simulate(self, ledger: Path | None = None, *, resume: bool = False, watch: Watch | None = None) -> Run:
-        """Run the recipe; the ledger in memory where no path is given."""
-        federation, method, evaluation = self.recipe.federation, self.recipe.method, self.recipe.evaluation
-        test = self.task.test.first(evaluation.examples)
-
-        def score(model: nn.Module) -> Score:
-            return self.task.score(model, test)
-
-        return simulate(
-            self.model,
-            self.clients,
-            self.task.loss,
-            method=method.own,
-            lr=method.lr,
-            rounds=federation.rounds,
-            sampled=federation.sampled,
-            mu=method.mu,
-            perturbations=method.perturbations,
-            local_steps=federation.local_steps,
-            batch_size=federation.batch_size,
-            directions=method.directions,
-            aggregation=federation.aggregation,
-            trainable=self.recipe.model.trainable,
-            seed=federation.seed,
-            evaluate=score,
-            evaluate_every=evaluation.every,
-            ledger=ledger,
-            resume=resume,
-            watch=watch,
-        )
+def start(prepared: Prepared, ledger: Path | None = None, *, resume: bool = False, watch: Watch | None = None) -> Run:
+    """Run what was prepared; the ledger in memory where no path is given."""
+    recipe, task = prepared.recipe, prepared.task
+    federation, method, evaluation = recipe.federation, recipe.method, recipe.evaluation
+    return simulate(
+        prepared.model,
+        prepared.clients,
+        task.loss,
+        method=method.own,
+        lr=method.lr,
+        rounds=federation.rounds,
+        sampled=federation.sampled,
+        mu=method.mu,
+        perturbations=method.perturbations,
+        local_steps=federation.local_steps,
+        batch_size=federation.batch_size,
+        directions=method.directions,
+        aggregation=federation.aggregation,
+        trainable=prepared.trainable,
+        seed=federation.seed,
+        evaluate=lambda model: task.score(model, prepared.test),
+        evaluate_every=evaluation.every,
+        client_evaluate={name: partial(_score, task, share) for name, share in prepared.shares.items()},
+        ledger=ledger,
+        resume=resume,
+        watch=watch,
+    )
 
 
-def prepare(recipe: Recipe) -> Prepared:
-    """Load the data, divide them among the clients, build the model. Raises InputError; writes nothing."""
-    data_dir = recipe.task.data_dir
-    task = load_task(recipe.task.name, None if data_dir is None else Path(data_dir))
-    train = task.train.first(recipe.task.train_examples)
-    model = models.build(recipe.model.name, task.inputs, task.classes, recipe.federation.seed, recipe.model.hidden)
-    models.trainable_parameters(model, recipe.model.trainable)  # refuse a bad choice before anything is written
-    return Prepared(recipe, task, model, divide(recipe, train))
-
-
-def divide(recipe: Recipe, train: Examples) -> dict[str, Dataset]:
-    """The clients' shares of the training examples, by client name."""
-    federation = recipe.federation
-    if federation.partition == "iid":
-        parts = iid(len(train), federation.clients, federation.seed)
-    else:
-        labels = train.labels.numpy()
-        parts = dirichlet(labels, federation.clients, federation.alpha, federation.seed, federation.balanced)
-    return {f"client-{index:04d}": Shard(train, part) for index, part in enumerate(parts)}
+def _score(task: Task, examples: ExampleSet, model: nn.Module) -> Score:
+    return task.score(model, examples)
 
 
 def run(recipe: Recipe, out: Path, *, resume: bool = False, watch: Watch | None = None) -> dict[str, Any]:
@@ -124,14 +96,14 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, watch: Watch | None 
         out.mkdir(parents=True, exist_ok=True)
         _write(out / RECIPE, recipes.to_toml(recipe).encode())
         with _stoppable(watch) as careful_watch:
-            finished = prepared.simulate(out / LEDGER, resume=resume, watch=careful_watch)
-        result = summary(recipe, finished)
+            finished = start(prepared, out / LEDGER, resume=resume, watch=careful_watch)
+        result = summary(recipe, finished, prepared.task.metric)
         _write(out / RESULT, (json.dumps(result) + "\n").encode())
         _draw(result, out)
     return result
 
 
-def summary(recipe: Recipe, finished: Run) -> dict[str, Any]:
+def summary(recipe: Recipe, finished: Run, metric: str) -> dict[str, Any]:
     """The content of ``result.json``; bytes are means per client over the run."""
     clients = recipe.federation.clients
     scores = finished.evaluations
@@ -149,6 +121,7 @@ def summary(recipe: Recipe, finished: Run) -> dict[str, Any]:
         "lr": recipe.method.lr,
         "rounds": finished.rounds,
         "forward_passes": finished.forward_passes,
+        "metric": metric,
         "accuracy": scores[-1].accuracy,
         "best_accuracy": max(accuracies, default=None),
         "loss": scores[-1].loss,
@@ -222,22 +195,9 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
     recipe = load_recipe(folder)
     prepared = prepare(recipe)
     with open_ledger(folder) as ledger:
-        replica = Replica(prepared.model, recipe.method.own, recipe.model.trainable)
-        for what, found in (("base", replica.base), ("layout", replica.layout.digest())):
-            claimed = getattr(ledger.header, what)
-            if claimed != found:
-                raise VerificationError(
-                    f"the recipe gives another {what} ({found[:16]}…) than the ledger ({claimed[:16]}…)."
-                )
-        own = recipe.method.own
-        if (ledger.header.method, ledger.header.settings) != (own.name, own.model_dump()):
-            raise VerificationError("the recipe's method or its settings are not the ledger's.")
+        replica = rebuild(recipe, prepared.model, ledger, progress)
         evaluations = ledger.evaluations()
-        for stop in sorted({evaluation.round for evaluation in evaluations} | {ledger.rounds}):
-            replay(replica, ledger, stop)
-            if progress is not None:
-                progress(stop, ledger.rounds)
-        measured = prepared.task.score(prepared.model, prepared.task.test.first(recipe.evaluation.examples))
+        measured = prepared.measure()
         last = evaluations[-1] if evaluations else None
         if last is not None and last.round == ledger.rounds and abs(last.loss - measured.loss) > 1e-3 * abs(last.loss):
             raise VerificationError(f"the loss measured again is {measured.loss:.6g}, the ledger says {last.loss:.6g}.")
@@ -246,6 +206,30 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
         if result is not None:
             _compare(result, recipe, ledger, digest)
         return Verified(ledger.rounds, len(evaluations), digest, head, measured, result is not None)
+
+
+def rebuild(
+    recipe: Recipe, model: nn.Module, ledger: Ledger, progress: Callable[[int, int], None] | None = None
+) -> Replica:
+    """Bring the recipe's base model to where the ledger ends, comparing the digest at every evaluated round.
+
+    Raises VerificationError where the base model is not the one that the ledger began with, or a digest differs.
+    """
+    own = recipe.method.own
+    replica = Replica(model, own, trainable(recipe.model))
+    for what, found in (("base", replica.base), ("layout", replica.layout.digest())):
+        claimed = getattr(ledger.header, what)
+        if claimed != found:
+            raise VerificationError(
+                f"the recipe gives another {what} ({found[:16]}…) than the ledger ({claimed[:16]}…)."
+            )
+    if (ledger.header.method, ledger.header.settings) != (own.name, own.model_dump()):
+        raise VerificationError("the recipe's method or its settings are not the ledger's.")
+    for stop in sorted({evaluation.round for evaluation in ledger.evaluations()} | {ledger.rounds}):
+        replay(replica, ledger, stop)
+        if progress is not None:
+            progress(stop, ledger.rounds)
+    return replica
 
 
 def _compare(result: dict[str, Any], recipe: Recipe, ledger: Ledger, digest: str) -> None:

@@ -4,17 +4,19 @@ It holds seeds, scalars and the ledger. This module imports no torch.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
 
 from scalarfl import aggregate
 from scalarfl.errors import ProtocolError
-from scalarfl.ledger import Admission, Audit, Direction, Ledger, Participant, Purpose, Rejection, Traffic
+from scalarfl.ledger import Admission, Audit, Direction, Evaluation, Ledger, Participant, Purpose, Rejection, Traffic
 from scalarfl.messages import (
     PROTOCOL,
     Hello,
+    Measure,
+    Measured,
     RoundReply,
     RoundTask,
     Update,
@@ -46,6 +48,7 @@ class Server:
         self._seed = 0
         self._traffic: Counter[tuple[str, Direction, Purpose, str]] = Counter()
         self._admitted: list[Admission] = []
+        self._asked: list[str] = []  # who was asked to measure, in the evaluation that is open
         for round_, audit in ledger.audits():
             for admission in audit.admitted:
                 self._positions[admission.client] = admission.position
@@ -132,17 +135,79 @@ class Server:
         self._cohort, self._admitted = {}, []
         return update
 
+    def open_evaluation(self, present: Sequence[str]) -> dict[str, bytes]:
+        """Ask the admitted clients that are present to measure the model; returns each one's encoded Measure."""
+        self._asked = sorted(present)
+        return {client: self._measure(client) for client in self._asked}
+
+    def close_evaluation(self, replies: Iterable[tuple[str, bytes]]) -> Evaluation:
+        """Pool what the clients measured, each by its number of examples, record it and return it.
+
+        A reply counts if its replica is the one that most clients have. The loss is NaN where no reply counts.
+        """
+        sound: dict[str, Measured] = {}
+        rejected: list[Rejection] = []
+        for client, message in sorted(replies):
+            self._count(client, "up", "evaluation", 16, len(message))
+            try:
+                sound[client] = self._checked_measure(client, message, sound)
+            except ProtocolError as error:
+                rejected.append(Rejection(client, str(error)))
+        digests = Counter(reply.digest for reply in sound.values())
+        digest = max(sorted(digests), key=lambda found: digests[found], default=b"")
+        kept = {client: reply for client, reply in sound.items() if reply.digest == digest}
+        rejected += [Rejection(client, "its replica has another digest.") for client in sound if client not in kept]
+        loss, accuracy = float("nan"), None
+        if kept:
+            loss, accuracy = aggregate.pooled(
+                [reply.examples for reply in kept.values()],
+                [reply.loss for reply in kept.values()],
+                [reply.accuracy for reply in kept.values()],
+            )
+        examples = sum(reply.examples for reply in kept.values())
+        evaluation = Evaluation(self.ledger.rounds, accuracy, loss, examples, digest)
+        participants = [Participant(client, 0, reply.examples) for client, reply in kept.items()]
+        audit = Audit(self._admitted, self._asked, participants, rejected, self._take_traffic())
+        self.ledger.append_evaluation(evaluation, audit)
+        for client in kept:
+            self._positions[client] = self.ledger.rounds
+        self._asked, self._admitted = [], []
+        return evaluation
+
+    def _measure(self, client: str) -> bytes:
+        """The encoded request to measure, with exactly the records the client lacks."""
+        return self._with_updates(client, "evaluation", lambda missed: Measure(self.ledger.rounds, missed), payload=0)
+
+    def _checked_measure(self, client: str, message: bytes, sound: Mapping[str, Measured]) -> Measured:
+        """The measurement. Raises ProtocolError that says why it does not count."""
+        reply = decode(message, Measured)
+        if reply.client != client:
+            raise ProtocolError(f"sent by '{client}' in the name of '{reply.client}'.")
+        if reply.round != self.ledger.rounds:
+            raise ProtocolError(f"measured after {reply.round} rounds while {self.ledger.rounds} are on the ledger.")
+        if client not in self._asked or client in sound:
+            raise ProtocolError("it was not asked to measure, or has answered already.")
+        if reply.examples < 1:
+            raise ProtocolError("it measured on no example.")
+        return reply
+
     def _task(self, client: str, slot: int) -> bytes:
         """The encoded task of one client, with exactly the records it lacks."""
-        round_ = self.ledger.rounds
-        missed = self.ledger.encoded_updates(self._positions[client], round_)
-        task = RoundTask(round_, self._seed, self.lr, slot, [msgspec.Raw(update) for update in missed])
-        message = encode(task)
-        bare = len(encode(RoundTask(round_, self._seed, self.lr, slot, [])))
-        self._count(client, "down", "round", 8, bare)
+        round_, seed, lr = self.ledger.rounds, self._seed, self.lr
+        return self._with_updates(client, "round", lambda missed: RoundTask(round_, seed, lr, slot, missed), payload=8)
+
+    def _with_updates(
+        self, client: str, purpose: Purpose, make: Callable[[list[msgspec.Raw]], msgspec.Struct], payload: int
+    ) -> bytes:
+        """An encoded message with exactly the records the client lacks, which are counted as catch-up."""
+        since, until = self._positions[client], self.ledger.rounds
+        missed = self.ledger.encoded_updates(since, until)
+        message = encode(make([msgspec.Raw(update) for update in missed]))
+        bare = len(encode(make([])))
+        self._count(client, "down", purpose, payload, bare)
         if missed:
-            payload = self.ledger.payload(self._positions[client], round_)
-            self._count(client, "down", "catch-up", payload, len(message) - bare, messages=0)
+            caught_up = self.ledger.payload(since, until)
+            self._count(client, "down", "catch-up", caught_up, len(message) - bare, messages=0)
         return message
 
     def _checked(self, client: str, message: bytes) -> tuple[RoundReply, aggregate.Scalars]:

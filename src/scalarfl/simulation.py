@@ -17,10 +17,10 @@ from scalarfl.client import Client, Dataset
 from scalarfl.errors import InputError, VerificationError, nearest
 from scalarfl.ledger import Evaluation, Header, Ledger
 from scalarfl.methods import Method, make_method
-from scalarfl.models import Trainable
-from scalarfl.objective import Evaluate, Loss, Score
+from scalarfl.objective import Evaluate, Loss, as_score
 from scalarfl.probe import Probe, Probing
 from scalarfl.replica import Replica
+from scalarfl.selection import Trainable
 from scalarfl.server import Server
 
 REPLAY_AT_ONCE = 1_000  # rounds; bounds the records held in memory while a ledger is replayed
@@ -99,6 +99,7 @@ def simulate(
     seed: int = 0,
     evaluate: Evaluate | None = None,
     evaluate_every: int = 25,
+    client_evaluate: Mapping[str, Evaluate] | None = None,
     ledger: Path | str | None = None,
     resume: bool = False,
     watch: Watch | None = None,
@@ -107,7 +108,7 @@ def simulate(
     """Fine-tune ``model``, in place, across simulated clients that exchange only scalars.
 
     Arguments:
-        model: the base model, float32; it becomes the fine-tuned one.
+        model: the base model; it becomes the fine-tuned one.
         clients: each client's training data, by position or by name.
         loss: of (model, batch) the mean loss; called without autograd and in eval mode.
         method: a scalar-only method or the name of one.
@@ -116,8 +117,9 @@ def simulate(
         sampled: clients in a round's cohort; by default all.
         directions: ``shared`` by the cohort, as published, or drawn anew for every client of it.
         aggregation: ``mean`` or ``weighted`` by number of examples.
-        trainable: what is trained: ``all``, ``norms``, or patterns of parameter names.
+        trainable: what is trained: ``all``, ``norms``, patterns of parameter names, or a ``Sparse`` mask.
         evaluate: measures the model before the first round, every ``evaluate_every`` rounds and at the end.
+        client_evaluate: measures the model at each client instead, by client name; only two numbers are sent.
         ledger: file for the durable record; in memory where None. With ``resume``, an existing one is continued
             exactly as if it had never been interrupted.
         watch: called after every round; may raise to stop the run without loss.
@@ -146,7 +148,9 @@ def simulate(
     )
     with ExitStack() as stack:
         book = stack.enter_context(open_ledger(None if ledger is None else Path(ledger), header, resume=resume))
-        federation = _Federation(book, replica, loss, named, header, lr, sampled, batch_size, order)
+        federation = _Federation(
+            book, replica, loss, named, header, lr, sampled, batch_size, order, evaluate, client_evaluate or {}
+        )
         replay(replica, book)
         evaluations = book.evaluations()
         silent, up, down = 0, 0, 0
@@ -154,10 +158,8 @@ def simulate(
 
         def measure(last: bool) -> None:
             due = book.rounds % evaluate_every == 0 or last
-            if evaluate is None or not due or (evaluations and evaluations[-1].round == book.rounds):
-                return
-            evaluations.append(_evaluation(evaluate, replica))
-            book.append_evaluation(evaluations[-1])
+            if due and not (evaluations and evaluations[-1].round == book.rounds):
+                evaluations.extend(federation.evaluation())
 
         measure(last=book.rounds >= rounds)
         while book.rounds < rounds and silent < DIVERGED_AFTER:
@@ -222,11 +224,17 @@ class _Federation:
         sampled: int,
         batch_size: int,
         order: Callable[[list[str]], list[str]],
+        evaluate: Evaluate | None,
+        client_evaluate: Mapping[str, Evaluate],
     ) -> None:
+        self.ledger = ledger
+        self.evaluate = evaluate
         self.server = Server(ledger, lr=lr, sampled=sampled)
         self.replica = replica
         self.probe = Probe(replica, self._noting(loss))
-        self.clients = {name: Client(name, d, self.probe, header, batch_size) for name, d in data.items()}
+        self.clients = {
+            name: Client(name, d, self.probe, header, batch_size, client_evaluate.get(name)) for name, d in data.items()
+        }
         self.cohort = Cohort(self.clients, self.probe, order)
         self.now = "before the first round"
 
@@ -245,6 +253,21 @@ class _Federation:
         self.replica.apply([update])
         mean = math.fsum(losses) / len(losses) if update.slots else math.nan
         return mean, sum(map(len, tasks.values())), sum(map(len, replies.values()))
+
+    @torch.no_grad()
+    def evaluation(self) -> list[Evaluation]:
+        """Measure the model, by the clients that can, or else by the server; nothing where nobody can."""
+        measuring = [name for name, client in self.clients.items() if client.evaluate is not None]
+        if measuring:
+            tasks = self.server.open_evaluation(measuring)
+            return [self.server.close_evaluation((name, self.clients[name].measure(tasks[name])) for name in tasks)]
+        if self.evaluate is None:
+            return []
+        score = as_score(self.evaluate(self.replica.model))
+        digest = bytes.fromhex(self.replica.digest())
+        found = Evaluation(self.replica.position, score.accuracy, float(score.loss), score.examples, digest)
+        self.ledger.append_evaluation(found)
+        return [found]
 
     def _noting(self, loss: Loss) -> Loss:
         """The loss, with a note on where it failed if it fails."""
@@ -308,7 +331,7 @@ def traffic(ledger: Ledger) -> dict[tuple[str, str], tuple[int, int]]:
 def forward_passes(ledger: Ledger) -> int:
     """Losses evaluated for all rounds on record, one batch each: tau (P + 1) a client that replied."""
     each = ledger.header.local_steps * (ledger.header.perturbations + 1)
-    return each * sum(len(audit.participants) + len(audit.rejected) for _, audit in ledger.audits())
+    return each * sum(len(audit.participants) + len(audit.rejected) for _, audit in ledger.audits("round"))
 
 
 def peak_rss_bytes() -> int:
@@ -322,15 +345,6 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _evaluation(evaluate: Evaluate, replica: Replica) -> Evaluation:
-    with torch.no_grad():
-        score = evaluate(replica.model)
-    score = score if isinstance(score, Score) else Score(float(score))
-    return Evaluation(
-        replica.position, score.accuracy, float(score.loss), score.examples, bytes.fromhex(replica.digest())
-    )
 
 
 def _check(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,48 @@ from torch.nn import functional
 
 from scalarfl.objective import Score
 
+Indices = npt.NDArray[np.int64] | Sequence[int]
+
+
+class ExampleSet(Protocol):
+    """Examples of any kind, held once however many clients share them."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Indices, /) -> Any:
+        """The examples at ``indices`` as the task's loss wants them."""
+
+    def take(self, indices: Indices, /) -> Self:
+        """The examples at ``indices`` alone."""
+
+    def classes(self) -> npt.NDArray[np.int64] | None:
+        """Each example's class, int64[n]; None where there are none to skew a partition by."""
+
+
+class Task(Protocol):
+    """Training and test examples, and how a model is judged on them."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def train(self) -> ExampleSet: ...  # noqa: D102
+    @property
+    def test(self) -> ExampleSet: ...  # noqa: D102
+
+    @property
+    def metric(self) -> str:
+        """What a score's ``accuracy`` is: "accuracy", or the task's own measure, such as "f1"."""
+
+    def loss(self, model: nn.Module, batch: Any, /) -> Tensor:
+        """Mean loss of a batch, reduced in float32."""
+
+    def score(self, model: nn.Module, test: Any, /) -> Score:
+        """Loss and metric on a set of examples."""
+
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs float32[n, ...] and labels int64[n], held once however many clients share them."""
+    """Inputs float32[n, ...] and labels int64[n]."""
 
     inputs: Tensor
     labels: Tensor
@@ -26,52 +64,51 @@ class Examples:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.inputs[index], self.labels[index]
 
-    def batch(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """The examples at ``indices``, stacked."""
         at = torch.as_tensor(indices)
         return self.inputs[at], self.labels[at]
 
-    def first(self, count: int) -> "Examples":
-        """The first ``count`` examples; all where ``count`` is 0."""
-        return self if count == 0 else Examples(self.inputs[:count], self.labels[:count])
+    def take(self, indices: Indices) -> "Examples":
+        """The examples at ``indices`` alone."""
+        return Examples(*self.batch(indices))
+
+    def classes(self) -> npt.NDArray[np.int64]:
+        """The labels."""
+        return self.labels.numpy()
 
 
 @dataclass(frozen=True)
 class Shard:
     """One client's part of the examples: indices, no copy."""
 
-    whole: Examples
+    whole: ExampleSet
     indices: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.whole[int(self.indices[index])]
+    def __getitem__(self, index: int) -> Any:
+        return self.batch(np.asarray([index]))
 
-    def batch(self, indices: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """The client's examples at ``indices``, stacked."""
+    def batch(self, indices: npt.NDArray[np.int64]) -> Any:
+        """The client's examples at ``indices``, as one batch."""
         return self.whole.batch(self.indices[indices])
 
 
 @dataclass(frozen=True)
-class Task:
-    """A classification task: training and test examples, and how a model is judged on them."""
+class Images:
+    """A task of classifying arrays of numbers, such as images."""
 
     name: str
     train: Examples
     test: Examples
-    classes: int
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        """Shape of one input."""
-        return tuple(self.train.inputs.shape[1:])
+    metric: str = "accuracy"
 
     @staticmethod
     def loss(model: nn.Module, batch: Any) -> Tensor:
         """Mean cross entropy, reduced in float32."""
-        inputs, labels = batch
+        inputs, labels = on_device_of(model, *batch)
         return functional.cross_entropy(model(inputs).float(), labels)
 
     @staticmethod
@@ -80,8 +117,23 @@ class Task:
         """Mean cross entropy and accuracy on all of ``test``."""
         loss, right = 0.0, 0
         for begin in range(0, len(test), 1000):
-            inputs, labels = test.inputs[begin : begin + 1000], test.labels[begin : begin + 1000]
+            inputs, labels = on_device_of(model, test.inputs[begin : begin + 1000], test.labels[begin : begin + 1000])
             logits = model(inputs).float()
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(1) == labels).sum())
-        return Score(loss / len(test), right / len(test), len(test))
+        accuracy = right / len(test)
+        return Score(loss / len(test), accuracy, len(test), {"accuracy": accuracy})
+
+
+E = TypeVar("E", bound=ExampleSet)
+
+
+def first(examples: E, count: int) -> E:
+    """The first ``count`` examples; all where ``count`` is 0."""
+    return examples.take(np.arange(count)) if 0 < count < len(examples) else examples
+
+
+def on_device_of(model: nn.Module, *tensors: Tensor) -> list[Tensor]:
+    """The tensors on the device that the model is on."""
+    device = next(model.parameters()).device
+    return [tensor.to(device) for tensor in tensors]

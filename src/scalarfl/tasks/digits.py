@@ -6,12 +6,12 @@ import torch
 
 from scalarfl.errors import InputError
 from scalarfl.seeds import generator
-from scalarfl.tasks.base import Examples, Task
+from scalarfl.tasks.base import Examples, Images
 
 TEST_EXAMPLES = 397
 
 
-def load(data_dir: Path | None = None) -> Task:
+def load(data_dir: Path | None = None) -> Images:
     """1,400 images to train on and 397 to test on, split once and for all."""
     if data_dir is not None:
         raise InputError("task.data_dir: 'digits' comes with scikit-learn and takes no folder.")
@@ -23,9 +23,8 @@ def load(data_dir: Path | None = None) -> Task:
     inputs = torch.tensor(pixels / 16, dtype=torch.float32).view(-1, 1, 8, 8)
     shuffled = torch.from_numpy(generator(0, "digits", "split").permutation(len(labels)))
     inputs, targets = inputs[shuffled], torch.tensor(labels, dtype=torch.int64)[shuffled]
-    return Task(
+    return Images(
         "digits",
         Examples(inputs[:-TEST_EXAMPLES], targets[:-TEST_EXAMPLES]),
         Examples(inputs[-TEST_EXAMPLES:], targets[-TEST_EXAMPLES:]),
-        classes=10,
     )

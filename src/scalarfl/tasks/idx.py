@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from scalarfl.errors import InputError
-from scalarfl.tasks.base import Examples, Task
+from scalarfl.tasks.base import Examples, Images
 
 FOLDERS = {"fashion-mnist": "/usr/share/datasets/fashion-mnist", "mnist": "/usr/share/datasets/mnist"}
 """Where the tasks are looked for if no folder is given: Debian's package dataset-fashion-mnist uses the first."""
@@ -21,7 +21,7 @@ _UNSIGNED_BYTE = 0x08
 _PIXELS = {"fashion-mnist": (0.2860, 0.3530), "mnist": (0.1307, 0.3081)}
 
 
-def load(name: str, data_dir: Path | None = None) -> Task:
+def load(name: str, data_dir: Path | None = None) -> Images:
     """The task ``name`` from a folder with its four IDX files. Raises InputError that names file and fault."""
     folder = Path(FOLDERS[name]) if data_dir is None else data_dir
     if not folder.is_dir():
@@ -31,7 +31,7 @@ def load(name: str, data_dir: Path | None = None) -> Task:
             f"and its three companions.{hint}"
         )
     train, test = (_examples(folder, part, *_PIXELS[name]) for part in ("train", "t10k"))
-    return Task(name, train, test, classes=10)
+    return Images(name, train, test)
 
 
 def _examples(folder: Path, part: str, mean: float, deviation: float) -> Examples:

@@ -1,0 +1,148 @@
+"""From a run to an ordinary model folder, and the score of one."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scalarfl import recipe as recipes, run
+from scalarfl.errors import InputError
+from scalarfl.language import ANCHORS, Sentences
+from scalarfl.objective import Score
+from scalarfl.prepare import FROM_SCRATCH, Loaded, load_model, prepare
+from scalarfl.recipe import Recipe
+
+Progress = Callable[[int, int], None]
+CARD = "README.md"
+
+
+def export(folder: Path, out: Path, progress: Progress | None = None) -> str:
+    """Write the model of the run in ``folder`` to ``out``, as ``from_pretrained`` loads it; returns its digest.
+
+    LoRA gives an adapter folder, a model from scratch its state as ``model.safetensors``. The training data are not
+    needed. Raises InputError where ``out`` is in use, VerificationError where base and ledger do not fit.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: there is something already; choose another folder.")
+    recipe = run.load_recipe(folder)
+    loaded = load_model(recipe)
+    with run.open_ledger(folder) as ledger:
+        replica = run.rebuild(recipe, loaded.model, ledger, progress)
+        head = ledger.head.hex()
+    digest = replica.digest()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        _save(loaded, made)
+        (made / run.RECIPE).write_text(recipes.to_toml(recipe))
+        (made / CARD).write_text(card(recipe, run.load_result(folder), digest, head))
+        made.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        made.rename(out)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return digest
+
+
+def _save(loaded: Loaded, out: Path) -> None:
+    from safetensors.torch import save_file, save_model
+
+    model: Any = loaded.model
+    if loaded.tokenizer is None:
+        save_model(model, str(out / "model.safetensors"))
+        return
+    model.save_pretrained(out)
+    loaded.tokenizer.save_pretrained(out)
+    if isinstance(loaded.head, Sentences) and loaded.head.anchors is not None:
+        sentences = {"sentences": json.dumps(loaded.head.sentences)}
+        save_file({"anchors": loaded.head.anchors.contiguous()}, out / ANCHORS, sentences)
+
+
+def card(recipe: Recipe, result: dict[str, Any] | None, digest: str, head: str) -> str:
+    """The model card: what it is, how it was made, what it reached and what that cost."""
+    base = recipe.model.name
+    adapter = recipe.model.trainable == "lora"
+    lines = [
+        "---",
+        *([] if base in FROM_SCRATCH else [f"base_model: {json.dumps(base)}"]),
+        *([f"library_name: {'peft' if adapter else 'transformers'}"] if base not in FROM_SCRATCH else []),
+        "tags: [federated-learning, zeroth-order, scalarfl]",
+        "---",
+        "",
+        f"# {Path(base).name}, fine-tuned on {recipe.task.name} with scalarfl",
+        "",
+        f"Federated fine-tuning with {recipe.method.name}: {recipe.federation.clients} clients, of which "
+        f"{recipe.federation.sampled} took part in a round. Nothing but a few scalars crossed the network.",
+        "",
+    ]
+    if result is not None:
+        up, down = result["serialized_bytes_up"], result["serialized_bytes_down"]
+        lines += [
+            "| | |",
+            "|---|---|",
+            f"| {result['metric']} | {_shown(result['accuracy'])} (best {_shown(result['best_accuracy'])}) |",
+            f"| loss | {result['loss']:.4f} |",
+            f"| rounds | {result['rounds']} |",
+            f"| forward passes, all clients | {result['forward_passes']} |",
+            f"| trained parameters | {result['dimension']} |",
+            f"| bytes up, mean per client | {up:.0f} |",
+            f"| bytes down, mean per client | {down:.0f} |",
+            "",
+        ]
+    lines += [
+        "Digest of the trained weights and the method's state, and the head of the ledger that they follow from:",
+        "",
+        f"    {digest}",
+        f"    {head}",
+        "",
+        "The recipe:",
+        "",
+        "```toml",
+        recipes.to_toml(recipe).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"
+
+
+def evaluate(
+    folder: Path,
+    task: str | None = None,
+    overrides: list[str] | None = None,
+    progress: Progress | None = None,
+) -> Score:
+    """Measure a run's model, or the model in an exported or any other folder, on a task's test examples.
+
+    task: another task than the recipe's; needed for a folder without a recipe. overrides: of the recipe, such as
+    ``task.data_dir=data``. Raises InputError, and VerificationError for a run whose base and ledger do not fit.
+    """
+    changes = [*([f"task.name={task}"] if task else []), *(overrides or [])]
+    if (folder / run.LEDGER).exists():
+        own = run.load_recipe(folder)
+        loaded = load_model(own)
+        prepared = prepare(_changed(folder, changes), loaded)  # before the replay: it may embed label sentences
+        with run.open_ledger(folder) as ledger:
+            run.rebuild(own, loaded.model, ledger, progress)
+        return prepared.measure()
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder.")
+    if not (folder / run.RECIPE).exists() and task is None:
+        raise InputError(f"{folder}: it holds no {run.RECIPE}, so say what to measure it on with --task.")
+    recipe = _changed(folder, [f"model.name={json.dumps(str(folder.resolve()))}", *changes])
+    if recipe.model.trainable == "lora":  # the folder holds trained adapters; no new ones are wanted
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"trainable": "all"})})
+    return prepare(recipe).measure()
+
+
+def _changed(folder: Path, changes: list[str]) -> Recipe:
+    """The folder's recipe, or an empty one, with overrides; relative paths among these start where the user is."""
+    path = folder / run.RECIPE
+    return recipes.load(path if path.exists() else None, changes)

@@ -1,0 +1,60 @@
+"""Language models: pretrained weights, prompts and heads, benchmark tasks and one's own data."""
+
+from scalarfl.language.benchmarks import BENCHMARKS
+from scalarfl.language.heads import ANCHORS, Causal, Classifier, Head, Masked, Sentences
+from scalarfl.language.own import PROMPT
+from scalarfl.language.pretrained import (
+    HeadName,
+    Lora,
+    build,
+    head_of,
+    load,
+    padding,
+    read_config,
+    read_tokenizer,
+)
+from scalarfl.language.sources import Source, collect
+from scalarfl.language.task import ONE_PIECE, Texts, TextTask
+
+__all__ = [
+    "ANCHORS",
+    "BENCHMARKS",
+    "PROMPT",
+    "Head",
+    "HeadName",
+    "Lora",
+    "Sentences",
+    "Source",
+    "TextTask",
+    "Texts",
+    "build",
+    "collect",
+    "head_of",
+    "load",
+    "make_head",
+    "make_task",
+    "padding",
+    "read_config",
+    "read_tokenizer",
+]
+
+
+def make_head(name: HeadName, tokenizer: object, source: Source, max_length: int) -> Head:
+    """The head ``name`` with the source's label words or sentences. Raises InputError where they do not go together."""
+    if name == "causal":
+        return Causal(tokenizer, max_length, source.words, source.prompt)
+    if name == "masked":
+        return Masked(tokenizer, max_length, source.words)
+    if name == "classifier":
+        return Classifier(tokenizer, max_length)
+    return Sentences(tokenizer, max_length, source.sentences)
+
+
+def make_task(source: Source, head: Head, pad: int, *, in_one_piece: bool = False) -> TextTask:
+    """The source's examples, ready to be asked through ``head``.
+
+    in_one_piece: keep batches whole, as suits a GPU; else they are cut into pieces of similar length.
+    """
+    separately = {"separately": ONE_PIECE} if in_one_piece else {}
+    train, test = (Texts(rows, head, pad, **separately) for rows in (source.train, source.test))
+    return TextTask(source.name, train, test, head, source.metric)

@@ -1,0 +1,70 @@
+"""Examples in tokens, and batches of them: cut into pieces of similar length, so that little padding is computed."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+SEPARATELY = 48
+"""What running a piece by itself costs on a CPU, in tokens; on a GPU a batch stays in one piece."""
+
+
+class Encoded(NamedTuple):
+    """One example in tokens."""
+
+    tokens: list[int]
+    at: list[int]
+    """Positions whose outputs count; none where the model gives one output an example."""
+    labels: list[int]
+    """What those outputs should be: the class, or the next tokens."""
+
+
+class Piece(NamedTuple):
+    """Some examples of similar length, padded to the longest of them."""
+
+    inputs: dict[str, Tensor]
+    """input_ids and attention_mask, int64[b, t]."""
+    positions: Tensor
+    """bool[b, t]: which outputs count."""
+    labels: Tensor
+    """int64[count], in the order of ``positions``."""
+
+    def beside(self, model: nn.Module) -> "Piece":
+        """The piece on the model's device."""
+        device = next(model.parameters()).device
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Piece(inputs, self.positions.to(device), self.labels.to(device))
+
+
+def collate(examples: Sequence[Encoded], pad: int) -> Piece:
+    """One piece, padded at the right with the token ``pad``."""
+    longest = max(len(example.tokens) for example in examples)
+    tokens = torch.full((len(examples), longest), pad)
+    mask = torch.zeros((len(examples), longest), dtype=torch.int64)
+    positions = torch.zeros((len(examples), longest), dtype=torch.bool)
+    for row, example in enumerate(examples):
+        tokens[row, : len(example.tokens)] = torch.tensor(example.tokens)
+        mask[row, : len(example.tokens)] = 1
+        positions[row, example.at] = True
+    labels = torch.tensor([label for example in examples for label in example.labels])
+    return Piece({"input_ids": tokens, "attention_mask": mask}, positions, labels)
+
+
+def pieces(examples: Sequence[Encoded], pad: int, separately: int = SEPARATELY, most: int = 1 << 11) -> list[Piece]:
+    """The examples in the pieces that cost least: padded tokens, plus ``separately`` for each piece.
+
+    most: padded tokens in a piece, which bounds the memory of a forward pass; longer examples stand alone.
+    """
+    ordered = sorted(examples, key=lambda example: len(example.tokens))
+    lengths = [len(example.tokens) for example in ordered]
+    best: list[tuple[float, int]] = [(0.0, 0)]  # least cost of the first so many, and where their last piece begins
+    for end in range(1, len(ordered) + 1):
+        longest = lengths[end - 1]
+        begins = range(max(0, min(end - 1, end - most // longest)), end)
+        best.append(min((best[begin][0] + (end - begin) * longest + separately, begin) for begin in begins))
+    cuts = [len(ordered)]
+    while cuts[-1]:
+        cuts.append(best[cuts[-1]][1])
+    return [collate(ordered[begin:end], pad) for end, begin in pairwise(cuts)][::-1]

@@ -1,0 +1,237 @@
+"""How a pretrained model answers: from rows to tokens, from tokens to the few logits that count.
+
+A head changes nothing in the model: it is part of the objective, and the model stays an ordinary one.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scalarfl.errors import InputError
+from scalarfl.language.batches import Encoded, Piece, collate
+from scalarfl.language.rows import Row
+from scalarfl.partial import answer_logits, only
+
+ANCHORS = "label_embeddings.safetensors"
+"""File beside an exported encoder: what its label sentences looked like to the base model."""
+
+
+class Head(ABC):
+    """What is asked of a model, and how."""
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    @abstractmethod
+    def encode(self, row: Row) -> Encoded:
+        """The example in tokens, at most ``max_length`` of them."""
+
+    @abstractmethod
+    def logits(self, model: nn.Module, piece: Piece) -> Tensor:
+        """float32[count, classes or vocabulary]."""
+
+    def _label(self, row: Row) -> int:
+        if row.label is None:
+            raise InputError("model.head: this head classifies, and the task's examples have no label; use 'causal'.")
+        return row.label
+
+
+class Causal(Head):
+    """A causal language model that continues the prompt: with a label word, with an answer, or in a conversation."""
+
+    def __init__(self, tokenizer: Any, max_length: int, words: Sequence[str], prompt: str) -> None:
+        super().__init__(tokenizer, max_length)
+        self._rows = None
+        if words:
+            before = "\n" if prompt.endswith("\n") else "x"
+            self._rows = label_tokens(tokenizer, before, words)
+        opening = tokenizer("x")["input_ids"]
+        bare = tokenizer("x", add_special_tokens=False)["input_ids"]
+        self._begin: list[int] = opening[
+            : opening.index(bare[0])
+        ]  # such as a BOS token; what some put at the end is left out
+
+    def encode(self, row: Row) -> Encoded:
+        """Prompts that are too long lose their beginning; the question stands at their end."""
+        if row.messages:
+            return self._conversation(row)
+        prompt = self._begin + self._bare(row.prompt)
+        if self._rows is not None:
+            kept = self._cut(prompt, self.max_length)
+            return Encoded(kept, [len(kept) - 1], [self._label(row)])
+        answer = continuation(self.tokenizer, row.prompt[-1:] or "x", row.answers[0])[: self.max_length - 1]
+        kept = self._cut(prompt, self.max_length - len(answer))
+        return Encoded(kept + answer, list(range(len(kept) - 1, len(kept) + len(answer) - 1)), answer)
+
+    def prompt(self, row: Row, room: int) -> list[int]:
+        """The prompt alone, with room for ``room`` tokens to come."""
+        return self._cut(self._begin + self._bare(row.prompt), max(1, self.max_length - room))
+
+    def logits(self, model: nn.Module, piece: Piece) -> Tensor:
+        """At the answer's positions only, and for the label words only."""
+        rows = None if self._rows is None else self._rows.to(piece.positions.device)
+        with only(output_layer(model), piece.positions, rows) as partial:
+            out = model(**piece.inputs, use_cache=False).logits
+        return answer_logits(out, partial, piece.positions, rows)
+
+    def _bare(self, text: str) -> list[int]:
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    def _cut(self, tokens: list[int], length: int) -> list[int]:
+        if len(tokens) <= length:
+            return tokens
+        begin = self._begin[: length - 1]
+        return begin + tokens[len(tokens) - (length - len(begin)) :]
+
+    def _conversation(self, row: Row) -> Encoded:
+        """The template's text of the whole conversation; what the assistant says is what counts."""
+        messages = list(row.messages)
+
+        def written(count: int, ask: bool) -> str:
+            text: str = self.tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=ask)
+            return text
+
+        whole, spans = written(len(messages), ask=False), []
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before, after = written(index, ask=True), written(index + 1, ask=False)
+                if not (after.startswith(before) and whole.startswith(after.rstrip())):
+                    before = written(index, ask=False)
+                spans.append((len(before), len(after)))
+        found = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        tokens, offsets = found["input_ids"][: self.max_length], found["offset_mapping"]
+        at = [
+            place - 1
+            for place in range(1, len(tokens))
+            if any(offsets[place][0] < end and begin < offsets[place][1] for begin, end in spans)
+        ]
+        return Encoded(tokens, at, [tokens[place + 1] for place in at])
+
+
+class Masked(Head):
+    """A masked language model that fills the blank after the prompt with a label word."""
+
+    def __init__(self, tokenizer: Any, max_length: int, words: Sequence[str]) -> None:
+        super().__init__(tokenizer, max_length)
+        if tokenizer.mask_token is None:
+            raise InputError("model.head = 'masked': the model's tokenizer has no mask token.")
+        self._rows = label_tokens(tokenizer, "x", words)
+        self._tail = tokenizer(f"x {tokenizer.mask_token} .")["input_ids"]
+        bare = tokenizer("x", add_special_tokens=False)["input_ids"]
+        at = next(place for place in range(len(self._tail)) if self._tail[place] == bare[0])
+        self._begin, self._tail = self._tail[:at], self._tail[at + len(bare) :]
+
+    def encode(self, row: Row) -> Encoded:
+        """Prompt, blank, full stop; a prompt that is too long loses its beginning."""
+        room = self.max_length - len(self._begin) - len(self._tail)
+        tokens = self.tokenizer(row.prompt.rstrip(), add_special_tokens=False)["input_ids"]
+        tokens = [*self._begin, *tokens[max(0, len(tokens) - room) :], *self._tail]
+        blank = len(tokens) - len(self._tail) + self._tail.index(self.tokenizer.mask_token_id)
+        return Encoded(tokens, [blank], [self._label(row)])
+
+    def logits(self, model: nn.Module, piece: Piece) -> Tensor:
+        """At the blank only, for the label words only."""
+        rows = self._rows.to(piece.positions.device)
+        with only(output_layer(model), piece.positions, rows) as partial:
+            out = model(**piece.inputs).logits
+        return answer_logits(out, partial, piece.positions, rows)
+
+
+class Classifier(Head):
+    """A model with a layer of its own for the classes."""
+
+    def encode(self, row: Row) -> Encoded:
+        """The bare inputs: one, or a pair; more are joined into the second."""
+        first, rest = row.parts[0], " ".join(row.parts[1:])
+        found = self.tokenizer(first, rest or None, truncation=True, max_length=self.max_length)
+        return Encoded(found["input_ids"], [], [self._label(row)])
+
+    def logits(self, model: nn.Module, piece: Piece) -> Tensor:
+        """The classes' logits, float32[b, classes]."""
+        logits: Tensor = model(**piece.inputs).logits
+        return logits.float()
+
+
+class Sentences(Head):
+    """An encoder of sentences: 20 times the cosine between the input's embedding and each label sentence's.
+
+    The label sentences are embedded once, by the base model, and frozen.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, sentences: Sequence[str]) -> None:
+        super().__init__(tokenizer, max_length)
+        self.sentences = tuple(sentences)
+        self.anchors: Tensor | None = None
+        """float32[classes, width], of length 1."""
+
+    def anchor(self, model: nn.Module, pad: int, folder: Path) -> None:
+        """Embed the label sentences with the model as it is now, or take the embeddings that lie in its folder."""
+        if (folder / ANCHORS).is_file():
+            from safetensors import safe_open
+
+            with safe_open(folder / ANCHORS, framework="pt") as file:
+                if json.loads((file.metadata() or {}).get("sentences", "null")) == list(self.sentences):
+                    self.anchors = file.get_tensor("anchors").to(next(model.parameters()).device)
+                    return
+        encoded = [self._encode(sentence, 0) for sentence in self.sentences]
+        with torch.no_grad():
+            self.anchors = self._embed(model, collate(encoded, pad).beside(model))
+
+    def encode(self, row: Row) -> Encoded:
+        """The bare inputs, joined."""
+        return self._encode(" ".join(row.parts), self._label(row))
+
+    def _encode(self, text: str, label: int) -> Encoded:
+        return Encoded(self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"], [], [label])
+
+    def logits(self, model: nn.Module, piece: Piece) -> Tensor:
+        """float32[b, classes]."""
+        assert self.anchors is not None
+        return 20 * self._embed(model, piece) @ self.anchors.T
+
+    def _embed(self, model: nn.Module, piece: Piece) -> Tensor:
+        hidden = model(**piece.inputs).last_hidden_state.float()
+        mask = piece.inputs["attention_mask"].unsqueeze(-1).float()
+        return functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def output_layer(model: nn.Module) -> nn.Module | None:
+    """The layer that gives the vocabulary's logits."""
+    found: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+    return found
+
+
+def continuation(tokenizer: Any, before: str, text: str) -> list[int]:
+    """The tokens of ``text`` after ``before``, with a space in between unless ``before`` ends in one.
+
+    Tokenizers write the beginning of a text and its continuation differently, so both are encoded together.
+    """
+    gap = "" if before[-1].isspace() else " "
+    context = tokenizer(before, add_special_tokens=False)["input_ids"]
+    both: list[int] = tokenizer(before + gap + text, add_special_tokens=False)["input_ids"]
+    return both[len(context) :] if both[: len(context)] == context else both
+
+
+def label_tokens(tokenizer: Any, before: str, words: Sequence[str]) -> Tensor:
+    """The first token of each label word, int64[classes]. Raises InputError where two are the same."""
+    if len(words) < 2:
+        raise InputError(f"task.label_words = {list(words)}: accepted are two or more.")
+    first: dict[int, str] = {}
+    for word in words:
+        tokens = continuation(tokenizer, before, word)
+        if not tokens or tokens[0] == tokenizer.unk_token_id:
+            raise InputError(f"task.label_words: the tokenizer does not know '{word}'; choose another word.")
+        if tokens[0] in first:
+            raise InputError(
+                f"task.label_words: '{first[tokens[0]]}' and '{word}' begin with the same token; choose other words."
+            )
+        first[tokens[0]] = word
+    return torch.tensor(list(first))

@@ -1,0 +1,242 @@
+"""Pretrained models from the Hugging Face hub or a local folder, made ready for scalars: deterministic everywhere."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from scalarfl.errors import InputError, shown
+from scalarfl.language.heads import output_layer
+from scalarfl.models import initialise_modules
+from scalarfl.partial import adopt
+
+HeadName = Literal["auto", "causal", "masked", "classifier", "sentences"]
+
+_ENDINGS: dict[str, HeadName] = {
+    "ForCausalLM": "causal",
+    "LMHeadModel": "causal",
+    "ForMaskedLM": "masked",
+    "ForSequenceClassification": "classifier",
+    "Model": "sentences",
+}
+_AUTO = {
+    "causal": "AutoModelForCausalLM",
+    "masked": "AutoModelForMaskedLM",
+    "classifier": "AutoModelForSequenceClassification",
+    "sentences": "AutoModel",
+}
+WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (arXiv 2106.09685), by peft."""
+
+    rank: int = 8
+    alpha: int = 16
+    targets: list[str] | None = None
+    """Names of the layers to adapt; None for peft's choice for the architecture."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model, its tokenizer, and which head it is asked through."""
+
+    model: nn.Module
+    tokenizer: Any
+    head: HeadName
+
+
+def read_config(name: str, revision: str | None = None) -> Any:
+    """The model's configuration: a small file. Raises InputError where there is no such model."""
+    with _sentences(name):
+        return _transformers().AutoConfig.from_pretrained(adapters_base(name) or name, revision=revision)
+
+
+def read_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The model's tokenizer."""
+    with _sentences(name):
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(name, revision=revision)
+    tokenizer.model_max_length = 1 << 30  # our max_length is the one that counts; no warning about the model's
+    return tokenizer
+
+
+def adapters_base(name: str) -> str | None:
+    """The base model of a folder of adapters; None for any other model."""
+    path = Path(name) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    return str(json.loads(path.read_text())["base_model_name_or_path"])
+
+
+def head_of(config: Any, wanted: HeadName) -> HeadName:
+    """The head that is wanted, or the one that the model was saved with."""
+    if wanted != "auto":
+        return wanted
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    for ending, head in _ENDINGS.items():
+        if architecture.endswith(ending):
+            return head
+    raise InputError(
+        f"model.head: the model was saved as {shown(architecture)}; say which of 'causal', 'masked', 'classifier' "
+        "and 'sentences' it should be used as."
+    )
+
+
+def load(
+    name: str,
+    head: HeadName,
+    *,
+    classes: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    seed: int = 0,
+    lora: Lora | None = None,
+    revision: str | None = None,
+) -> nn.Module:
+    """The model with its weights, in eval mode, on ``device``.
+
+    classes: of a ``classifier`` whose own layer does not fit or is missing; it is drawn from ``seed`` then, portably.
+    Raises InputError where the model cannot be found or has no such head.
+    """
+    base = adapters_base(name)
+    if base is not None:
+        with _sentences(base):
+            import peft
+
+            on = load(base, head, classes=classes, dtype=dtype, device=device, seed=seed)
+            with _tactful():
+                adapted_model: nn.Module = peft.PeftModel.from_pretrained(on, name)
+            return adapted_model.eval()
+    config = read_config(name, revision)
+    head = head_of(config, head)
+    auto = getattr(_transformers(), _AUTO[head])
+    more: dict[str, Any] = {}
+    if head == "classifier":
+        config.num_labels = classes
+        more["ignore_mismatched_sizes"] = True
+        if config.pad_token_id is None:
+            config.pad_token_id = padding(read_tokenizer(name, revision))
+    with _sentences(name), _quiet():
+        model, report = auto.from_pretrained(
+            name, config=config, dtype=WEIGHTS[dtype], revision=revision, output_loading_info=True, **more
+        )
+    _settle(model, head, report, seed)
+    model = model.to(device).eval()
+    return model if lora is None else adapted(model, head, lora, seed)
+
+
+def build(config: Any, head: HeadName, classes: int = 0, lora: Lora | None = None) -> nn.Module:
+    """The model without any weights, on the meta device: for its names and shapes."""
+    auto = getattr(_transformers(), _AUTO[head])
+    if head == "classifier":
+        config.num_labels = classes
+    with torch.device("meta"), _quiet():
+        model: nn.Module = auto.from_config(config)
+    return model if lora is None else adapted(model, head, lora, 0)
+
+
+def padding(tokenizer: Any) -> int:
+    """The token to pad with; masked out, so any will do."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def _settle(model: nn.Module, head: HeadName, report: Any, seed: int) -> None:
+    """Draw from ``seed`` what the checkpoint does not hold, or refuse it; prepare the output layer."""
+    missing = {str(name) for name in report["missing_keys"]}
+    missing |= {str(name[0]) for name in report.get("mismatched_keys", ())}
+    tied = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name not in missing}
+    lacking = sorted(
+        name for name, parameter in model.named_parameters() if name in missing and id(parameter) not in tied
+    )
+    if lacking and head == "sentences":
+        lacking = [name for name in lacking if "pooler" not in name]  # not used
+    if lacking and head != "classifier":
+        raise InputError(
+            f"model.name: the checkpoint has no {lacking[0]}, so it cannot be used with model.head = '{head}'; "
+            "leave model.head out to use it as it was saved."
+        )
+    initialise_modules(model, {name.rpartition(".")[0] for name in missing}, seed)
+    if head in ("causal", "masked"):
+        layer = output_layer(model)
+        if layer is not None:
+            adopt(layer)
+
+
+def adapted(model: nn.Module, head: HeadName, lora: Lora, seed: int) -> nn.Module:
+    """The model with low-rank adapters; A drawn from ``seed`` portably, B zero."""
+    try:
+        import peft
+    except ImportError:
+        raise InputError("model.trainable = 'lora' needs peft: pip install 'scalarfl[llm]'.") from None
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=lora.targets,
+        task_type="SEQ_CLS" if head == "classifier" else None,  # the classes' layer is trained and saved, too
+    )
+    try:
+        with _tactful():
+            wrapped: Any = peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(f"model.lora_targets: {str(error).splitlines()[0]}") from None
+    if next(model.parameters()).device.type != "meta":
+        initialise_modules(wrapped, {name for name, _ in wrapped.named_modules() if ".lora_A." in name}, seed)
+    return wrapped.eval()  # type: ignore[no-any-return]
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise InputError("model.name: pretrained models need transformers: pip install 'scalarfl[llm]'.") from None
+    return transformers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no report about weights that are drawn anew: what matters is said in sentences."""
+    logging = _transformers().utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _tactful() -> Iterator[None]:
+    """Without peft's warnings: it asks transformers in a way that newer versions call deprecated, and it settles by
+    itself that GPT-2's layers are stored the other way round."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")
+        yield
+
+
+@contextmanager
+def _sentences(name: str) -> Iterator[None]:
+    """Turn the library's long refusals into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        where = "there is no such folder here, and the hub has no such model or cannot be reached"
+        reason = str(error).strip().splitlines()[0][:160] if Path(name).is_dir() else where
+        raise InputError(f"model.name = '{name}': cannot be loaded: {reason}.") from None

@@ -1,0 +1,156 @@
+"""Where a language task's examples come from: a published benchmark, or one's own files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from scalarfl.errors import InputError
+from scalarfl.language.benchmarks import BENCHMARKS
+from scalarfl.language.own import Labels, collect_labels, paths, rows
+from scalarfl.language.rows import Row, read
+from scalarfl.seeds import generator
+
+Indices = npt.NDArray[np.int64]
+
+
+class Wanted(Protocol):
+    """What a recipe's task section says."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def data_dir(self) -> str | None: ...  # noqa: D102
+    @property
+    def file(self) -> str | None: ...  # noqa: D102
+    @property
+    def test_file(self) -> str | None: ...  # noqa: D102
+    @property
+    def test_fraction(self) -> float: ...  # noqa: D102
+    @property
+    def labels(self) -> list[str] | None: ...  # noqa: D102
+    @property
+    def label_words(self) -> list[str] | None: ...  # noqa: D102
+    @property
+    def label_sentences(self) -> list[str] | None: ...  # noqa: D102
+    @property
+    def prompt(self) -> str | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Source:
+    """Examples as text, and what they are asked with."""
+
+    name: str
+    train: list[Row]
+    test: list[Row]
+    prompt: str = ""
+    words: tuple[str, ...] = ()
+    """Label words, by label; none for generation."""
+    sentences: tuple[str, ...] = ()
+    metric: str = "accuracy"
+    sites: dict[str, Indices] = field(default_factory=dict)
+    """Whose training examples are whose, where every client has a file of its own."""
+    test_sites: dict[str, Indices] = field(default_factory=dict)
+
+
+def collect(wanted: Wanted, *, examples: bool = True) -> Source:
+    """Read the examples. Raises InputError that names key or file, and what is wrong.
+
+    examples: whether a benchmark's are wanted at all, or only how they are asked; one's own files are always read.
+    """
+    if wanted.name == "own":
+        return _own(wanted)
+    for key in ("file", "test_file", "labels", "prompt"):
+        if getattr(wanted, key) is not None:
+            raise InputError(f"task.{key}: goes with task.name = 'own'; '{wanted.name}' has its own.")
+    benchmark = BENCHMARKS[wanted.name]
+    data_dir = None if wanted.data_dir is None else Path(wanted.data_dir)
+    if examples and data_dir is not None and not data_dir.is_dir():
+        raise InputError(f"task.data_dir = '{data_dir}': no such folder.")
+    words = _as_many("label_words", wanted.label_words, benchmark.words)
+    return Source(
+        wanted.name,
+        benchmark.rows("train", data_dir) if examples else [],
+        benchmark.rows("test", data_dir) if examples else [],
+        benchmark.prompt,
+        words,
+        _as_many("label_sentences", wanted.label_sentences, benchmark.sentences or words),
+        benchmark.metric,
+    )
+
+
+def _as_many(key: str, given: Sequence[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    if given is None:
+        return known
+    if len(given) != len(known):
+        raise InputError(f"task.{key}: {len(given)} given; the task has {len(known)} classes.")
+    return tuple(given)
+
+
+def _own(wanted: Wanted) -> Source:
+    if wanted.file is None:
+        raise InputError("task.file: this key is missing; task.name = 'own' needs a file.")
+    if wanted.prompt is not None and "{text}" not in wanted.prompt:
+        raise InputError(f"task.prompt = '{wanted.prompt}': it should hold {{text}}, where the example's text goes.")
+    files = paths(wanted.file)
+    tests = [] if wanted.test_file is None else paths(wanted.test_file)
+    if len({path.stem for path in files}) < len(files):
+        raise InputError(
+            f"task.file = '{wanted.file}': two files have the same name; a client is named after its file."
+        )
+    names = wanted.labels
+    if names is None:
+        found = sorted({label for path in [*files, *tests] for label in collect_labels(read(path))})
+        names = collect_labels((None, {"label": label}) for label in found)  # type: ignore[misc]
+    labels = Labels(names)
+    kinds: dict[str, Path] = {}
+    train: list[Row] = []
+    test: list[Row] = []
+    sites: dict[str, Indices] = {}
+    test_sites: dict[str, Indices] = {}
+    for path in files:
+        kind, examples = rows(path, labels, wanted.prompt)
+        kinds.setdefault(kind, path)
+        held = set() if tests else _held_out(path.stem, len(examples), wanted.test_fraction)
+        begin, test_begin = len(train), len(test)
+        train += [row for index, row in enumerate(examples) if index not in held]
+        test += [examples[index] for index in sorted(held)]
+        sites[path.stem] = np.arange(begin, len(train))
+        test_sites[path.stem] = np.arange(test_begin, len(test))
+    for path in tests:
+        kind, examples = rows(path, labels, wanted.prompt)
+        kinds.setdefault(kind, path)
+        test += examples
+    if len(kinds) > 1:
+        described = " but ".join(f"{path} {kind}" for kind, path in kinds.items())
+        raise InputError(f"task.file: the files hold different kinds of examples: {described}.")
+    several = len(files) > 1
+    words: tuple[str, ...] = ()
+    sentences: tuple[str, ...] = ()
+    if "classification" in kinds:
+        if len(labels.names) < 2:
+            raise InputError(f"task.file: the only label is {labels.names}; a classification has two classes or more.")
+        words = _as_many("label_words", wanted.label_words, tuple(labels.names))
+        sentences = _as_many("label_sentences", wanted.label_sentences, words)
+    prompt = train[0].prompt if train else ""
+    return Source(
+        "own",
+        train,
+        test,
+        prompt,
+        words,
+        sentences,
+        "accuracy",
+        sites if several else {},
+        test_sites if several and not tests else {},
+    )
+
+
+def _held_out(name: str, count: int, fraction: float) -> set[int]:
+    """Which examples of a file are kept for evaluation: the same in every run. A file keeps one to train on."""
+    kept = min(max(1, round(fraction * count)), count - 1)
+    return {int(index) for index in generator(0, "held out", name).permutation(count)[:kept]}

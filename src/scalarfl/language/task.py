@@ -1,0 +1,116 @@
+"""A task for a language model: rows in tokens, the loss over what counts, and the score."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scalarfl.language.answers import exact_match, f1
+from scalarfl.language.batches import SEPARATELY, Encoded, Piece, pieces
+from scalarfl.language.heads import Causal, Head
+from scalarfl.language.rows import Row
+from scalarfl.objective import Score
+
+ANSWER_TOKENS = 50
+"""Longest answer that is generated."""
+ONE_PIECE = 1 << 40  # a cost of a separate piece that none is worth
+
+
+class Texts:
+    """Examples of a language task; encoded when first asked for, and once."""
+
+    def __init__(self, rows: Sequence[Row], head: Head, pad: int, separately: int = SEPARATELY) -> None:
+        self.rows = rows
+        self.head = head
+        self._pad = pad
+        self._separately = separately
+        self._encoded: list[Encoded | None] = [None] * len(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> list[Piece]:
+        """The examples at ``indices``, in pieces of similar length."""
+        return pieces([self._example(int(index)) for index in indices], self._pad, self._separately)
+
+    def take(self, indices: npt.NDArray[np.int64] | Sequence[int]) -> "Texts":
+        """The examples at ``indices`` alone."""
+        return Texts([self.rows[int(index)] for index in indices], self.head, self._pad, self._separately)
+
+    def classes(self) -> npt.NDArray[np.int64] | None:
+        """The labels; None for generation."""
+        labels = [row.label for row in self.rows]
+        return None if None in labels else np.asarray(labels, dtype=np.int64)
+
+    def _example(self, index: int) -> Encoded:
+        found = self._encoded[index]
+        if found is None:
+            found = self._encoded[index] = self.head.encode(self.rows[index])
+        return found
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """A task bound to a model's tokenizer and head."""
+
+    name: str
+    train: Texts
+    test: Texts
+    head: Head
+    metric: str
+
+    def loss(self, model: nn.Module, batch: Sequence[Piece]) -> Tensor:
+        """Mean cross entropy over the answers: one of the label words, or each of an answer's tokens. float32."""
+        return self._total(model, batch)[0] / sum(len(piece.labels) for piece in batch)
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, test: Texts) -> Score:
+        """Mean cross entropy, and the task's metric on all of ``test``; every metric there is in ``metrics``."""
+        batch = test.batch(range(len(test)))
+        total, right = self._total(model, batch)
+        count = sum(len(piece.labels) for piece in batch)
+        metrics = self._generated(model, test) if self.metric == "f1" else {"accuracy": right / count}
+        return Score(float(total) / count, metrics[self.metric], len(test), metrics)
+
+    def _total(self, model: nn.Module, batch: Sequence[Piece]) -> tuple[Tensor, int]:
+        """Sum of the cross entropies, and how many of the outputs were right."""
+        losses, right = [], 0
+        for piece in batch:
+            here = piece.beside(model)
+            logits = self.head.logits(model, here)
+            losses.append(functional.cross_entropy(logits, here.labels, reduction="sum"))
+            right += int((logits.argmax(-1) == here.labels).sum())
+        return torch.stack(losses).sum(), right
+
+    def _generated(self, model: nn.Module, test: Texts) -> dict[str, float]:
+        """F1 and exact match of greedily decoded answers."""
+        found = [generate(model, self.head, row) for row in test.rows]
+        pairs = [(answer, row.answers) for answer, row in zip(found, test.rows, strict=True)]
+        return {
+            "f1": float(np.mean([f1(answer, accepted) for answer, accepted in pairs])),
+            "exact_match": float(np.mean([exact_match(answer, accepted) for answer, accepted in pairs])),
+        }
+
+
+def generate(model: Any, head: Head, row: Row) -> str:
+    """The model's answer, decoded greedily, up to the end of the line."""
+    assert isinstance(head, Causal)
+    tokens = head.prompt(row, ANSWER_TOKENS)
+    ids = torch.tensor([tokens], device=next(model.parameters()).device)
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=head.tokenizer.eos_token_id,
+            stop_strings=None,
+        )
+    text: str = head.tokenizer.decode(out[0, len(tokens) :], skip_special_tokens=True)
+    return text.strip().split("\n")[0].strip()

@@ -1,0 +1,209 @@
+"""What a recipe will take, before anything is loaded: parameters, memory, forward passes, bytes, time."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from scalarfl import language, models, selection
+from scalarfl.ledger import Header, Ledger
+from scalarfl.messages import PROTOCOL, Hello, RoundReply, RoundTask as Task, decode, encode, pack
+from scalarfl.partial import SLICE
+from scalarfl.prepare import FROM_SCRATCH, check_names, lora, trainable
+from scalarfl.probe import SMALL
+from scalarfl.recipe import Recipe
+from scalarfl.server import Server
+from scalarfl.simulation import peak_rss_bytes, traffic
+from scalarfl.tasks import SHAPES
+
+SIMULATED = 2000
+"""Rounds whose messages are really made; a longer run's bytes are extrapolated from them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All sizes in bytes, times in seconds."""
+
+    parameters: int
+    """Of the model."""
+    dimension: int
+    """d, those that are trained."""
+    weights_bytes: int
+    state_bytes: int
+    """The method's vectors."""
+    scratch_bytes: int
+    """Perturbed weights, and the walk where there are several local steps."""
+    activation_bytes: int
+    """Estimate of what one forward pass holds beside the weights."""
+    process_bytes: int
+    """What a process with the libraries holds before any model."""
+    client_bytes: int
+    """Peak of a client, or of a simulation of all of them: the sum of the above."""
+    server_bytes: int
+    """Peak of a server, which has no model and loads no torch: the ledger in memory is small change. Estimate."""
+    forward_passes_a_round: int
+    forward_passes: int
+    bytes_up_a_round: float
+    """Serialized, all clients together; means over the run."""
+    bytes_down_a_round: float
+    bytes_up: float
+    """Serialized, mean per client over the run, as in result.json."""
+    bytes_down: float
+    catch_up_coordinates: int
+    """Coordinates of noise that one missed round costs a client."""
+    seconds_a_round: float | None
+    """Where a measured speed was given."""
+    seconds: float | None
+    catch_up_seconds: float | None
+    """For one missed round."""
+
+
+def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second: float = 1e9) -> Plan:
+    """Work out what the recipe will take. No weight is loaded and no data are read; a hub model's configuration is.
+
+    forward_seconds: measured time of one batch's forward pass. noise_per_second: measured speed of the generator in
+    coordinates (`scalarfl bench --only generator`). Raises InputError for a recipe that cannot be run.
+    """
+    check_names(recipe)
+    federation, method = recipe.federation, recipe.method
+    process = peak_rss_bytes()
+    model, config = _skeleton(recipe)
+    shapes = _trained(model, recipe)
+    d = sum(shapes)
+    weight = {"float32": 4, "bfloat16": 2, "float16": 2}[recipe.model.dtype]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    masked = isinstance(trainable(recipe.model), selection.Sparse)
+    whole = masked or d <= SMALL
+    scratch = weight * (d if whole else _largest_layer(model, recipe))
+    if masked:
+        scratch += (weight + 8) * d  # the compact values and their places
+    if federation.local_steps > 1:
+        scratch += 4 * d
+    state = 4 * d * method.own.vectors
+    activations = _activations(config, recipe, model)
+    passes = federation.sampled * (method.perturbations + 1) * federation.local_steps
+    up, down = _bytes(recipe, d)
+    per_step = method.perturbations * d
+    slots = federation.sampled if method.directions == "per-client" else 1
+    probed = federation.local_steps * per_step * (slots if whole else federation.sampled)
+    replayed = federation.local_steps * per_step * slots
+    seconds = None
+    if forward_seconds is not None:
+        seconds = passes * forward_seconds + (probed + replayed) / noise_per_second
+    return Plan(
+        parameters=total,
+        dimension=d,
+        weights_bytes=weight * total,
+        state_bytes=state,
+        scratch_bytes=scratch,
+        activation_bytes=activations,
+        process_bytes=process,
+        client_bytes=process + weight * total + state + scratch + activations,
+        server_bytes=SERVER_BYTES,
+        forward_passes_a_round=passes,
+        forward_passes=passes * federation.rounds,
+        bytes_up_a_round=up / max(1, federation.rounds),
+        bytes_down_a_round=down / max(1, federation.rounds),
+        bytes_up=up / federation.clients,
+        bytes_down=down / federation.clients,
+        catch_up_coordinates=replayed,
+        seconds_a_round=seconds,
+        seconds=None if seconds is None else seconds * federation.rounds,
+        catch_up_seconds=None if forward_seconds is None else replayed / noise_per_second,
+    )
+
+
+SERVER_BYTES = 60_000_000
+
+
+def _skeleton(recipe: Recipe) -> tuple[nn.Module, Any]:
+    """The model without weights, and its configuration."""
+    section = recipe.model
+    if section.name in FROM_SCRATCH:
+        inputs, classes = SHAPES[recipe.task.name]
+        return models.build(section.name, inputs, classes, 0, section.hidden), None
+    config = language.read_config(section.name, section.revision)
+    head = language.head_of(config, section.head)
+    classes = len(language.collect(recipe.task, examples=False).words)
+    return language.build(config, head, classes, lora(section)), config
+
+
+def _trained(model: nn.Module, recipe: Recipe) -> list[int]:
+    """Numbers of trained coordinates, tensor by tensor."""
+    wanted = trainable(recipe.model)
+    if isinstance(wanted, selection.Sparse):
+        return [selection.kept(parameter.numel(), wanted) for parameter in model.parameters()]
+    return [part.parameter.numel() for part in selection.select(model, wanted)]
+
+
+def _largest_layer(model: nn.Module, recipe: Recipe) -> int:
+    """Weights that are perturbed at a time: a layer's; of an embedding the batch's tokens, of a large layer a slice."""
+    tokens = recipe.federation.batch_size * recipe.task.max_length
+    largest = 0
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        size = sum(parameter.numel() for parameter in own)
+        if isinstance(module, nn.Embedding):
+            size = min(size, tokens * module.embedding_dim)
+        elif isinstance(module, nn.Linear) and size > 2 * SLICE:
+            size = SLICE
+        largest = max(largest, size)
+    return largest
+
+
+def _activations(config: Any, recipe: Recipe, model: nn.Module) -> int:
+    """What a forward pass holds at its widest, roughly: some hidden states, the MLP's two, and the logits."""
+    federation, task = recipe.federation, recipe.task
+    if config is None:
+        return 4 * federation.batch_size * sum(p.shape[0] for p in model.parameters()) * 8
+    tokens = min(federation.batch_size * task.max_length, 1 << 11)
+    hidden: int = config.hidden_size
+    inner: int = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * hidden
+    logits: int = 0
+    benchmark = language.BENCHMARKS.get(task.name)
+    if benchmark is None or not benchmark.words:
+        logits = tokens * config.vocab_size
+    weight = 4 if recipe.model.dtype == "float32" else 2
+    return int(weight * tokens * (6 * hidden + 2 * inner) + 4 * 2 * logits)
+
+
+def _bytes(recipe: Recipe, dimension: int) -> tuple[float, float]:
+    """Serialized bytes (up, down) of the whole run, all clients together: the real server, fed with made-up scalars."""
+    federation, method = recipe.federation, recipe.method
+    header = Header(
+        base="0" * 64,
+        layout="0" * 64,
+        dimension=dimension,
+        method=method.name,
+        settings=method.own.model_dump(),
+        mu=method.mu,
+        perturbations=method.perturbations,
+        local_steps=federation.local_steps,
+        directions=method.directions,
+        aggregation=federation.aggregation,
+        seed=federation.seed,
+    )
+    scalars = pack(np.ones((federation.local_steps, method.perturbations), dtype=np.float32))
+    names = [f"client-{index:04d}" for index in range(federation.clients)]
+    rounds = min(federation.rounds, SIMULATED)
+    with Ledger.create(None, header) as ledger:
+        server = Server(ledger, lr=method.lr, sampled=federation.sampled)
+        for name in names:
+            server.admit(encode(Hello(PROTOCOL, name, **header.contract(), position=0, trail=header.digest()[:8])))
+        for _ in range(rounds):
+            tasks = server.open_round(names)
+            server.close_round(_replies(tasks, scalars))
+        moved = traffic(ledger)
+    up, down = (
+        sum(serialized for (way, _), (_, serialized) in moved.items() if way == direction)
+        for direction in ("up", "down")
+    )
+    longer = federation.rounds / rounds if rounds else 0.0
+    return up * longer, down * longer
+
+
+def _replies(tasks: dict[str, bytes], scalars: bytes) -> Iterable[tuple[str, bytes]]:
+    for name, message in tasks.items():
+        yield name, encode(RoundReply(name, decode(message, Task).round, 1000, scalars))

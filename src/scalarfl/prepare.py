@@ -1,0 +1,209 @@
+"""From a recipe to what it stands for: the task, the model, the clients with their data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from scalarfl import language, models, selection
+from scalarfl.aggregate import pooled
+from scalarfl.client import Dataset
+from scalarfl.errors import InputError, nearest, shown
+from scalarfl.language import Head, Lora, Sentences, Source
+from scalarfl.objective import Score
+from scalarfl.recipe import Mask, ModelSection, Recipe
+from scalarfl.tasks import SHAPES, TASKS, ExampleSet, Shard, Task, dirichlet, first, iid, load_task
+
+Indices = npt.NDArray[np.int64]
+FROM_SCRATCH = ("cnn", "mlp", "logistic")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a recipe stands for, loaded and built."""
+
+    recipe: Recipe
+    task: Task
+    model: nn.Module
+    clients: dict[str, Dataset]
+    test: ExampleSet
+    """The examples that an evaluation uses."""
+    shares: dict[str, ExampleSet]
+    """Each client's own of them, where clients measure."""
+
+    @property
+    def trainable(self) -> selection.Trainable:
+        """What of the model is trained."""
+        return trainable(self.recipe.model)
+
+    def measure(self) -> Score:
+        """Measure the model as it is now: on the test examples, or on every client's share of them."""
+        if not self.shares:
+            return self.task.score(self.model, self.test)
+        scores = [self.task.score(self.model, share) for share in self.shares.values()]
+        examples = [score.examples for score in scores]
+        loss, accuracy = pooled(examples, [score.loss for score in scores], [score.accuracy for score in scores])
+        return Score(loss, accuracy, sum(examples), {} if accuracy is None else {self.task.metric: accuracy})
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raise InputError unless there is such a task, and it is one for such a model."""
+    name, texts = recipe.task.name, [*language.BENCHMARKS, "own"]
+    if name not in TASKS and name not in texts:
+        raise InputError(f"task.name = {shown(name)}: no such task; {nearest(name, [*TASKS, *texts])}")
+    if recipe.model.name in FROM_SCRATCH:
+        if name not in TASKS:
+            raise InputError(f"task.name = '{name}': it needs a language model; give model.name a hub id or a folder.")
+        if recipe.model.trainable == "lora":
+            raise InputError("model.trainable = 'lora': it is for pretrained models; accepted here: 'all', 'norms', ….")
+        if recipe.model.dtype != "float32":
+            raise InputError(f"model.dtype = '{recipe.model.dtype}': models from scratch are float32.")
+    elif name in TASKS:
+        raise InputError(
+            f"model.name = {shown(recipe.model.name)}: '{name}' takes a model from scratch; "
+            f"{nearest(recipe.model.name, list(FROM_SCRATCH))}"
+        )
+
+
+def trainable(section: ModelSection) -> selection.Trainable:
+    """What the recipe says is trained, as ``Replica`` takes it."""
+    if isinstance(section.trainable, Mask):
+        return selection.Sparse(section.trainable.sparse, section.trainable.of)
+    return section.trainable
+
+
+def lora(section: ModelSection) -> Lora | None:
+    """The adapters that the recipe asks for."""
+    return Lora(section.lora_rank, section.lora_alpha, section.lora_targets) if section.trainable == "lora" else None
+
+
+def device(section: ModelSection) -> str:
+    """Where the model is to be. Raises InputError for a device that is not there."""
+    if section.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=section.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"model.device = '{section.device}': {str(error).splitlines()[0]}") from None
+    return section.device
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe's model, and what belongs to it."""
+
+    model: nn.Module
+    tokenizer: Any = None
+    head: Head | None = None
+
+
+def load_model(recipe: Recipe, source: Source | None = None) -> Loaded:
+    """The recipe's base model, without the examples. Raises InputError.
+
+    source: the task's examples where they have been read already; else what the model must know of them (the number of
+    classes, the label sentences) is found without reading a benchmark's files.
+    """
+    check_names(recipe)
+    section = recipe.model
+    where = device(section)
+    if section.name in FROM_SCRATCH:
+        inputs, classes = SHAPES[recipe.task.name]
+        model = models.build(section.name, inputs, classes, recipe.federation.seed, section.hidden)
+        return Loaded(model.to(where))
+    source = language.collect(recipe.task, examples=False) if source is None else source
+    head = language.head_of(language.read_config(section.name, section.revision), section.head)
+    model = language.load(
+        section.name,
+        head,
+        classes=len(source.words),
+        dtype=section.dtype,
+        device=where,
+        seed=recipe.federation.seed,
+        lora=lora(section),
+        revision=section.revision,
+    )
+    tokenizer = language.read_tokenizer(section.name, section.revision)
+    return Loaded(model, tokenizer, _head(recipe, model, tokenizer, source))
+
+
+def _head(recipe: Recipe, model: nn.Module, tokenizer: Any, source: Source) -> Head:
+    section = recipe.model
+    name = language.head_of(language.read_config(section.name, section.revision), section.head)
+    head = language.make_head(name, tokenizer, source, recipe.task.max_length)
+    if isinstance(head, Sentences):
+        head.anchor(model, language.padding(tokenizer), Path(section.name))
+    return head
+
+
+def prepare(recipe: Recipe, base: Loaded | None = None) -> Prepared:
+    """Load the data, divide them among the clients, build the model. Raises InputError; writes nothing.
+
+    base: the base model where it is loaded already; it may have been loaded for another task.
+    """
+    check_names(recipe)
+    sites: dict[str, Indices] = {}
+    test_sites: dict[str, Indices] = {}
+    if recipe.model.name in FROM_SCRATCH:
+        data_dir = recipe.task.data_dir
+        task: Task = load_task(recipe.task.name, None if data_dir is None else Path(data_dir))
+        loaded = base or load_model(recipe)
+    else:
+        source = language.collect(recipe.task)
+        sites, test_sites = source.sites, source.test_sites
+        loaded = base or load_model(recipe, source)
+        head = loaded.head if base is None else _head(recipe, loaded.model, loaded.tokenizer, source)
+        assert head is not None
+        on_gpu = next(loaded.model.parameters()).device.type != "cpu"
+        task = language.make_task(source, head, language.padding(loaded.tokenizer), in_one_piece=on_gpu)
+    selection.select(loaded.model, trainable(recipe.model))  # refuse a bad choice before anything is written
+    clients = divide(recipe, task.train, sites)
+    test = first(task.test, recipe.evaluation.examples)
+    shares = _shares(recipe, task, test, list(clients), test_sites)
+    return Prepared(recipe, task, loaded.model, clients, test, shares)
+
+
+def _shares(
+    recipe: Recipe, task: Task, test: ExampleSet, clients: list[str], test_sites: dict[str, Indices]
+) -> dict[str, ExampleSet]:
+    """What each client measures on, where clients measure: examples of its own files, or a share of the task's."""
+    if recipe.evaluation.by == "server":
+        return {}
+    if test_sites:
+        limit = recipe.evaluation.examples or None
+        return {name: task.test.take(own[:limit]) for name, own in test_sites.items()}
+    if len(test) < len(clients):
+        raise InputError(
+            f"evaluation.by = 'clients': {len(test)} test examples cannot be shared by {len(clients)} clients."
+        )
+    parts = iid(len(test), len(clients), recipe.federation.seed)
+    return {name: test.take(part) for name, part in zip(clients, parts, strict=True)}
+
+
+def divide(recipe: Recipe, train: ExampleSet, sites: dict[str, Indices] | None = None) -> dict[str, Dataset]:
+    """The clients' shares of the training examples, by client name.
+
+    sites: whose examples are whose, where that is given; else they are divided as the recipe says.
+    """
+    federation, limit = recipe.federation, recipe.task.train_examples
+    if sites:
+        if federation.clients != len(sites):
+            raise InputError(
+                f"federation.clients = {federation.clients}: task.file names {len(sites)} files, one a client; "
+                f"set it to {len(sites)}."
+            )
+        return {name: Shard(train, own[: limit or None]) for name, own in sites.items()}
+    train = first(train, limit)
+    if federation.partition == "iid":
+        parts = iid(len(train), federation.clients, federation.seed)
+    else:
+        labels = train.classes()
+        if labels is None:
+            raise InputError(
+                f"federation.partition = 'dirichlet': '{recipe.task.name}' has no classes to skew by; use 'iid'."
+            )
+        parts = dirichlet(labels, federation.clients, federation.alpha, federation.seed, federation.balanced)
+    return {f"client-{index:04d}": Shard(train, np.asarray(part)) for index, part in enumerate(parts)}

@@ -1,0 +1,197 @@
+"""Heads ask for the right logits: compared with the model's own, taken whole."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from torch.nn import functional
+
+import tiny
+from scalarfl import InputError, Probe, Replica, language, make_method
+from scalarfl.language.batches import Encoded, collate, pieces
+from scalarfl.language.heads import Causal, Classifier, Masked, Sentences, label_tokens
+from scalarfl.language.rows import Row
+from scalarfl.language.task import Texts, TextTask, generate
+from scalarfl.partial import PartialLinear
+from scalarfl.probe import Probing
+
+pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers (the extra llm)")
+
+ROWS = [
+    Row(prompt=f"the {noun} is {word} . It was", parts=(f"the {noun} is {word} .",), label=index % 2)
+    for index, (noun, word) in enumerate([("film", "good"), ("plot", "very very bad"), ("story and plot", "dull")])
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("models")
+    found = {}
+    for kind in tiny.MODELS:
+        head = {"bert": "masked", "encoder": "sentences", "classifier": "classifier"}.get(kind, "causal")
+        found[kind] = language.load(str(tiny.save(kind, folder / kind)), head, classes=2)  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama", "qwen", "gpt2", "phi"])
+def test_a_causal_model_is_asked_for_label_words_after_the_prompt(kind: str, models: Any, tokenizer: Any) -> None:
+    head, model = Causal(tokenizer, 64, ("terrible", "great"), "{text} It was"), models[kind]
+    batch = pieces([head.encode(row) for row in ROWS], pad=1, separately=0)
+    assert len(batch) == 2  # two lengths
+    whole = collate([head.encode(row) for row in ROWS], pad=1)
+    words = [tokenizer(f" {word}")["input_ids"][1] for word in ("terrible", "great")]
+    for row, (index, asked) in zip(ROWS, enumerate(head.logits(model, whole)), strict=True):
+        tokens = tokenizer(row.prompt, return_tensors="pt")
+        with torch.no_grad():
+            mine = model(input_ids=tokens["input_ids"]).logits[0, -1, words]
+        torch.testing.assert_close(asked, mine, rtol=1e-4, atol=1e-5)
+        assert int(whole.labels[index]) == row.label
+
+
+@pytest.mark.parametrize("kind", ["opt", "qwen"])
+def test_completions_are_scored_over_the_answers_tokens_alone(kind: str, models: Any, tokenizer: Any) -> None:
+    head, model = Causal(tokenizer, 64, (), ""), models[kind]
+    rows = [Row(prompt="Question : who ?", answers=("paris one\n",)), Row(prompt="x", answers=("red",))]
+    task = TextTask("own", Texts(rows, head, 1), Texts(rows, head, 1), head, "accuracy")
+    total = count = 0.0
+    for row in rows:
+        begin = tokenizer(row.prompt)["input_ids"]
+        both = tokenizer(f"{row.prompt} {row.answers[0]}")["input_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([both])).logits[0]
+        answer = torch.tensor(both[len(begin) :])
+        total += float(functional.cross_entropy(logits[len(begin) - 1 : -1], answer, reduction="sum"))
+        count += len(answer)
+    with torch.no_grad():
+        assert float(task.loss(model, task.train.batch([0, 1]))) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_masked_model_fills_the_blank(models: Any, tokenizer: Any) -> None:
+    head, model = Masked(tokenizer, 64, ("terrible", "great")), models["bert"]
+    piece = collate([head.encode(row) for row in ROWS], pad=1)
+    text = tokenizer(f"{ROWS[1].prompt} <mask> .", return_tensors="pt")["input_ids"]
+    words = [tokenizer(f" {word}")["input_ids"][1] for word in ("terrible", "great")]
+    with torch.no_grad():
+        mine = model(input_ids=text).logits[0][text[0] == tokenizer.mask_token_id][0, words]
+        torch.testing.assert_close(head.logits(model, piece)[1], mine, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="no mask token"):
+        Masked(type("T", (), {"mask_token": None})(), 64, ("a", "b"))
+
+
+def test_an_encoder_compares_with_label_sentences(models: Any, tokenizer: Any) -> None:
+    head, model = Sentences(tokenizer, 64, ("the film is bad .", "the film is good .")), models["encoder"]
+    head.anchor(model, 1, Path("/nowhere"))
+    with torch.no_grad():
+        logits = head.logits(model, collate([head.encode(row) for row in ROWS], pad=1))
+    assert logits.shape == (3, 2)
+    assert float(logits.abs().max()) <= 20.001
+    assert float(logits[0, 1]) == pytest.approx(20, abs=1e-3)  # it is the label sentence itself
+
+
+def test_a_classifier_is_asked_as_it_is(models: Any, tokenizer: Any) -> None:
+    head, model = Classifier(tokenizer, 64), models["classifier"]
+    with torch.no_grad():
+        logits = head.logits(model, collate([head.encode(row) for row in ROWS], pad=1))
+        mine = model(input_ids=tokenizer(ROWS[2].parts[0], return_tensors="pt")["input_ids"]).logits
+    torch.testing.assert_close(logits[2:], mine, rtol=1e-4, atol=1e-5)
+
+
+def test_long_prompts_lose_their_beginning(tokenizer: Any) -> None:
+    head = Causal(tokenizer, 12, ("No", "Yes"), "{text}\n")
+    encoded = head.encode(Row(prompt="bad " * 40 + "is it good ?\n", label=1))
+    assert len(encoded.tokens) == 12
+    assert encoded.tokens[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(encoded.tokens).endswith("is it good ?\n")
+    masked = Masked(tokenizer, 12, ("No", "Yes")).encode(Row(prompt="bad " * 40 + "good", label=1))
+    assert len(masked.tokens) == 12
+    assert masked.tokens[masked.at[0]] == tokenizer.mask_token_id
+    own = Causal(tokenizer, 12, (), "").encode(Row(prompt="bad " * 40 + "good ?", answers=("red blue",)))
+    assert len(own.tokens) == 12
+    assert tokenizer.decode(own.labels).strip() == "red blue"
+
+
+def test_conversations_count_what_the_assistant_says(tokenizer: Any) -> None:
+    messages = (
+        {"role": "user", "content": "good ?"},
+        {"role": "assistant", "content": "very good"},
+        {"role": "user", "content": "bad ?"},
+        {"role": "assistant", "content": "not bad"},
+    )
+    encoded = Causal(tokenizer, 200, (), "").encode(Row(messages=messages))
+    said = tokenizer.decode(encoded.labels)
+    assert "very good" in said
+    assert "not bad" in said
+    assert "?" not in said
+    assert encoded.labels == [encoded.tokens[place + 1] for place in encoded.at]
+
+
+def test_label_words_must_differ_in_their_first_token(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match="begin with the same token"):
+        label_tokens(tokenizer, "x", ("good one", "good two"))
+    with pytest.raises(InputError, match="two or more"):
+        label_tokens(tokenizer, "x", ("good",))
+
+
+def test_generation_ends_with_the_line(models: Any, tokenizer: Any) -> None:
+    head = Causal(tokenizer, 100, (), "")
+    answer = generate(models["opt"], head, Row(prompt="Question : is it ?\nAnswer:", answers=("x",)))
+    assert "\n" not in answer
+    rows = [Row(prompt="x", answers=(generate(models["opt"], head, Row(prompt="x", answers=("y",))) or "the",))]
+    task = TextTask("squad", Texts(rows, head, 1), Texts(rows, head, 1), head, "f1")
+    score = task.score(models["opt"], task.test)
+    assert score.accuracy == 1
+    assert score.metrics == {"f1": 1, "exact_match": 1}
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=20),
+    separately=st.sampled_from([0, 10, 48, 10**9]),
+    most=st.sampled_from([40, 200, 10**6]),
+)
+def test_pieces_hold_every_example_once(lengths: list[int], separately: int, most: int) -> None:
+    examples = [Encoded([7] * length, [length - 1], [index]) for index, length in enumerate(lengths)]
+    found = pieces(examples, 0, separately, most)
+    assert sorted(int(label) for piece in found for label in piece.labels) == list(range(len(lengths)))
+    for piece in found:
+        tokens, mask = piece.inputs["input_ids"], piece.inputs["attention_mask"]
+        assert int((tokens != 0).sum()) == int(mask.sum())
+        assert tokens.numel() <= most or len(tokens) == 1
+        assert [int(row.nonzero()[0]) + 1 for row in piece.positions] == [int(row.sum()) for row in mask]
+    if separately == 10**9 and most == 10**6:
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize("words", [("terrible", "great"), ()])
+@pytest.mark.parametrize("kind", ["opt", "llama", "phi", "bert"])
+def test_partial_layers_are_perturbed_as_the_whole_is(
+    kind: str, words: tuple[str, ...], models: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of the output layer for label words, slices of it for whole answers: layer by layer as in one piece."""
+    if kind == "bert" and not words:
+        pytest.skip("a masked model has label words")
+    head = Masked(tokenizer, 64, words) if kind == "bert" else Causal(tokenizer, 64, words, "x")
+    rows = ROWS if words else [Row(prompt="x is", answers=("good",)), Row(prompt="the", answers=("film",))]
+    task = TextTask("x", Texts(rows, head, 1), Texts(rows, head, 1), head, "accuracy")
+    replica = Replica(models[kind], make_method("hiso"))
+    before = replica.digest()
+    batch = task.train.batch(np.arange(len(rows)))
+    question = Probing(7, 1e-2, 1e-2, (), range(3), batch)
+    whole = Probe(replica, task.loss).measure([question])
+    monkeypatch.setattr("scalarfl.overlay.SLICE", 1000)
+    monkeypatch.setattr("scalarfl.partial.SLICE", 1000)
+    layered = Probe(replica, task.loss, small=0)
+    np.testing.assert_allclose(layered.measure([question]), whole, rtol=2e-6)
+    assert layered._layered
+    assert replica.digest() == before
+    adopted = [module for module in replica.model.modules() if isinstance(module, PartialLinear)]
+    assert adopted
+    assert all(module.supply is None and not module.compact for module in adopted)

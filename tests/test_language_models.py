@@ -1,0 +1,94 @@
+"""The whole path on tiny models of every architecture: recipe, run, verify, export, the exported model's logits."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from scalarfl import export, prepare, recipe as recipes, run
+
+pytestmark = pytest.mark.skipif(
+    find_spec("transformers") is None or find_spec("peft") is None, reason="needs the extra llm"
+)
+
+CAUSAL = ["opt", "llama", "qwen", "gpt2", "phi"]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {kind: tiny.save(kind, folder / kind) for kind in tiny.MODELS}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.sst2(tmp_path_factory.mktemp("data") / "sst2")
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def logits(model: Any, tokens: Any) -> Any:
+    with torch.no_grad():
+        out = model(**tokens)
+    return out.last_hidden_state if hasattr(out, "last_hidden_state") else out.logits
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient:FutureWarning")  # peft asks transformers so
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+@pytest.mark.parametrize("kind", [*CAUSAL, "bert", "encoder", "classifier"])
+def test_the_whole_path(kind: str, trainable: str, models: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    text = tiny.recipe(models[kind], data, model_trainable=trainable, method_lr=1e-3)
+    recipe = recipes.load(written(tmp_path, text))
+    result = run.run(recipe, tmp_path / "run")
+    assert result["rounds"] == 6
+    assert not result["diverged"]
+    losses = [point[2] for point in result["curve"]]
+    assert losses[0] != losses[-1]
+
+    verified = run.verify(tmp_path / "run")
+    assert verified.digest == result["digest"]
+    export.export(tmp_path / "run", tmp_path / "out")
+    assert export.evaluate(tmp_path / "out").loss == pytest.approx(losses[-1], rel=1e-6)
+
+    import transformers
+    from peft import PeftModel
+
+    live = prepare.load_model(recipe)
+    with run.open_ledger(tmp_path / "run") as ledger:
+        run.rebuild(recipe, live.model, ledger)
+    auto = {"encoder": "AutoModel", "bert": "AutoModelForMaskedLM", "classifier": "AutoModelForSequenceClassification"}
+    cls = getattr(transformers, auto.get(kind, "AutoModelForCausalLM"))
+    if trainable == "lora":
+        base = cls.from_pretrained(models[kind])
+        again = PeftModel.from_pretrained(base, tmp_path / "out")
+        assert (tmp_path / "out" / "adapter_config.json").exists()
+    else:
+        again = cls.from_pretrained(tmp_path / "out")
+    tokens = live.tokenizer(["the film is good .", "the plot is very bad ."], padding=True, return_tensors="pt")
+    tokens.pop("token_type_ids", None)
+    assert torch.equal(logits(again.eval(), tokens), logits(live.model, tokens))
+
+
+def test_lora_trains_adapters_and_shares_the_rest(models: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    recipe = recipes.load(written(tmp_path, tiny.recipe(models["opt"], data, model_trainable="lora")))
+    loaded = prepare.load_model(recipe)
+    from scalarfl import Probe, Replica, make_method
+    from scalarfl.probe import Probing
+
+    before = {name: (p.data_ptr(), p.detach().clone()) for name, p in loaded.model.named_parameters()}
+    replica = Replica(loaded.model, make_method("hiso"), prepare.trainable(recipe.model))
+    assert all("lora_" in name for name in replica.layout.names)
+    assert replica.layout.dimension == 2 * 2 * 2 * 8 * 32  # layers, query and value, A and B, rank, width
+    prepared = prepare.prepare(recipe, loaded)
+    batch = prepared.task.train.batch([0, 1, 2])
+    Probe(replica, prepared.task.loss).measure([Probing(1, 1e-2, 1e-2, (), range(3), batch)])
+    for name, parameter in loaded.model.named_parameters():
+        assert parameter.data_ptr() == before[name][0]
+        assert torch.equal(parameter, before[name][1])
