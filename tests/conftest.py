@@ -1,8 +1,26 @@
 """One thread a process, since the tests themselves run side by side; the threading tests set their own number."""
 
 import os
+from pathlib import Path
 
+import pytest
 import torch
+
+import tiny
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny pretrained models, by kind."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("models")
+    return {kind: tiny.save(kind, folder / kind) for kind in tiny.MODELS}
+
+
+@pytest.fixture(scope="session")
+def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small task in the form of GLUE's SST-2."""
+    return tiny.sst2(tmp_path_factory.mktemp("data") / "sst2")

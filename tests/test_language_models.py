@@ -17,17 +17,6 @@ pytestmark = pytest.mark.skipif(
 CAUSAL = ["opt", "llama", "qwen", "gpt2", "phi"]
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return {kind: tiny.save(kind, folder / kind) for kind in tiny.MODELS}
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.sst2(tmp_path_factory.mktemp("data") / "sst2")
-
-
 def written(folder: Path, text: str) -> Path:
     path = folder / "recipe.toml"
     path.write_text(text)
@@ -43,8 +32,8 @@ def logits(model: Any, tokens: Any) -> Any:
 @pytest.mark.filterwarnings("ignore:`is_gradient:FutureWarning")  # peft asks transformers so
 @pytest.mark.parametrize("trainable", ["all", "lora"])
 @pytest.mark.parametrize("kind", [*CAUSAL, "bert", "encoder", "classifier"])
-def test_the_whole_path(kind: str, trainable: str, models: dict[str, Path], data: Path, tmp_path: Path) -> None:
-    text = tiny.recipe(models[kind], data, model_trainable=trainable, method_lr=1e-3)
+def test_the_whole_path(kind: str, trainable: str, tiny_models: dict[str, Path], sst2: Path, tmp_path: Path) -> None:
+    text = tiny.recipe(tiny_models[kind], sst2, model_trainable=trainable, method_lr=1e-3)
     recipe = recipes.load(written(tmp_path, text))
     result = run.run(recipe, tmp_path / "run")
     assert result["rounds"] == 6
@@ -66,7 +55,7 @@ def test_the_whole_path(kind: str, trainable: str, models: dict[str, Path], data
     auto = {"encoder": "AutoModel", "bert": "AutoModelForMaskedLM", "classifier": "AutoModelForSequenceClassification"}
     cls = getattr(transformers, auto.get(kind, "AutoModelForCausalLM"))
     if trainable == "lora":
-        base = cls.from_pretrained(models[kind])
+        base = cls.from_pretrained(tiny_models[kind])
         again = PeftModel.from_pretrained(base, tmp_path / "out")
         assert (tmp_path / "out" / "adapter_config.json").exists()
     else:
@@ -76,8 +65,8 @@ def test_the_whole_path(kind: str, trainable: str, models: dict[str, Path], data
     assert torch.equal(logits(again.eval(), tokens), logits(live.model, tokens))
 
 
-def test_lora_trains_adapters_and_shares_the_rest(models: dict[str, Path], data: Path, tmp_path: Path) -> None:
-    recipe = recipes.load(written(tmp_path, tiny.recipe(models["opt"], data, model_trainable="lora")))
+def test_lora_trains_adapters_and_shares_the_rest(tiny_models: dict[str, Path], sst2: Path, tmp_path: Path) -> None:
+    recipe = recipes.load(written(tmp_path, tiny.recipe(tiny_models["opt"], sst2, model_trainable="lora")))
     loaded = prepare.load_model(recipe)
     from scalarfl import Probe, Replica, make_method
     from scalarfl.probe import Probing

@@ -1,22 +1,28 @@
 """What a recipe will take, before anything is loaded: parameters, memory, forward passes, bytes, time."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from scalarfl import language, models, selection
+from scalarfl.language.batches import MOST
+from scalarfl.language.own import paths
 from scalarfl.ledger import Header, Ledger
-from scalarfl.messages import PROTOCOL, Hello, RoundReply, RoundTask as Task, decode, encode, pack
+from scalarfl.messages import PROTOCOL, Hello, RoundReply, decode, encode, pack
 from scalarfl.partial import SLICE
 from scalarfl.prepare import FROM_SCRATCH, check_names, lora, trainable
 from scalarfl.probe import SMALL
 from scalarfl.recipe import Recipe
 from scalarfl.server import Server
-from scalarfl.simulation import peak_rss_bytes, traffic
-from scalarfl.tasks import SHAPES
+from scalarfl.simulation import peak_rss_bytes, simulate, traffic
+from scalarfl.tasks import SHAPES, load_task
 
 SIMULATED = 2000
 """Rounds whose messages are really made; a longer run's bytes are extrapolated from them."""
@@ -38,7 +44,7 @@ class Plan:
     activation_bytes: int
     """Estimate of what one forward pass holds beside the weights."""
     process_bytes: int
-    """What a process with the libraries holds before any model."""
+    """What a process with the libraries and the data holds beside the model: measured on this very process."""
     client_bytes: int
     """Peak of a client, or of a simulation of all of them: the sum of the above."""
     server_bytes: int
@@ -68,7 +74,6 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
     """
     check_names(recipe)
     federation, method = recipe.federation, recipe.method
-    process = peak_rss_bytes()
     model, config = _skeleton(recipe)
     shapes = _trained(model, recipe)
     d = sum(shapes)
@@ -85,6 +90,7 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
     activations = _activations(config, recipe, model)
     passes = federation.sampled * (method.perturbations + 1) * federation.local_steps
     up, down = _bytes(recipe, d)
+    process = _process(recipe) + _data(recipe)
     per_step = method.perturbations * d
     slots = federation.sampled if method.directions == "per-client" else 1
     probed = federation.local_steps * per_step * (slots if whole else federation.sampled)
@@ -116,6 +122,41 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
 
 
 SERVER_BYTES = 60_000_000
+LIBRARY_BUFFERS = 50_000_000  # what matrix libraries set aside as they meet new shapes; seen on CPUs, roughly
+TEXT_IN_MEMORY = 10  # bytes that an example takes as text and tokens, for each byte of its file
+
+
+def _process(recipe: Recipe) -> int:
+    """This process's own size, after it has loaded the code that a run uses and run it on a toy."""
+    if recipe.model.name not in FROM_SCRATCH:
+        language.read_tokenizer(recipe.model.name, recipe.model.revision)
+    elif recipe.task.name == "digits":
+        load_task("digits")  # a small file; most of it is the library that carries it
+    toy = TensorDataset(torch.zeros(8, 64), torch.zeros(8, dtype=torch.int64))
+    simulate(
+        nn.Linear(64, 2),
+        [toy],
+        lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        method=recipe.method.own,
+        rounds=2,
+        batch_size=4,
+    )
+    return peak_rss_bytes() + (LIBRARY_BUFFERS if recipe.model.name not in FROM_SCRATCH else 0)
+
+
+def _data(recipe: Recipe) -> int:
+    """What the examples take, by the size of their files; data from the hub are not known yet and count nothing."""
+    task = recipe.task
+    if recipe.model.name in FROM_SCRATCH:
+        inputs, _ = SHAPES[task.name]
+        return 2 * 4 * EXAMPLES[task.name] * math.prod(inputs)  # read, then as float32
+    files = [*(paths(task.file) if task.file else []), *(paths(task.test_file) if task.test_file else [])]
+    if task.data_dir is not None:
+        files += [Path(task.data_dir) / name for name in language.BENCHMARKS[task.name].files]
+    return TEXT_IN_MEMORY * sum(file.stat().st_size for file in files if file.is_file())
+
+
+EXAMPLES = {"digits": 1797, "mnist": 70_000, "fashion-mnist": 70_000}
 
 
 def _skeleton(recipe: Recipe) -> tuple[nn.Module, Any]:
@@ -158,7 +199,7 @@ def _activations(config: Any, recipe: Recipe, model: nn.Module) -> int:
     federation, task = recipe.federation, recipe.task
     if config is None:
         return 4 * federation.batch_size * sum(p.shape[0] for p in model.parameters()) * 8
-    tokens = min(federation.batch_size * task.max_length, 1 << 11)
+    tokens = max(federation.batch_size * task.max_length, MOST)
     hidden: int = config.hidden_size
     inner: int = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * hidden
     logits: int = 0
@@ -192,9 +233,14 @@ def _bytes(recipe: Recipe, dimension: int) -> tuple[float, float]:
         server = Server(ledger, lr=method.lr, sampled=federation.sampled)
         for name in names:
             server.admit(encode(Hello(PROTOCOL, name, **header.contract(), position=0, trail=header.digest()[:8])))
-        for _ in range(rounds):
-            tasks = server.open_round(names)
-            server.close_round(_replies(tasks, scalars))
+        for round_ in range(rounds + 1):
+            if recipe.evaluation.by == "clients" and (round_ % recipe.evaluation.every == 0 or round_ == rounds):
+                server.close_evaluation(
+                    (name, encode(Measured(name, round_, 100, 1.0, 0.5, b"\0" * 32)))
+                    for name in server.open_evaluation(names)
+                )
+            if round_ < rounds:
+                server.close_round(_replies(server.open_round(names), scalars))
         moved = traffic(ledger)
     up, down = (
         sum(serialized for (way, _), (_, serialized) in moved.items() if way == direction)
@@ -206,4 +252,4 @@ def _bytes(recipe: Recipe, dimension: int) -> tuple[float, float]:
 
 def _replies(tasks: dict[str, bytes], scalars: bytes) -> Iterable[tuple[str, bytes]]:
     for name, message in tasks.items():
-        yield name, encode(RoundReply(name, decode(message, Task).round, 1000, scalars))
+        yield name, encode(RoundReply(name, decode(message, RoundTask).round, 1000, scalars))

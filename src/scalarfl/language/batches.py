@@ -11,6 +11,10 @@ SEPARATELY = 48
 """What running a piece by itself costs on a CPU, in tokens; on a GPU a batch stays in one piece."""
 
 
+MOST = 1 << 10
+"""Padded tokens in a piece, at most: bounds the memory of a forward pass. An example that is longer stands alone."""
+
+
 class Encoded(NamedTuple):
     """One example in tokens."""
 
@@ -52,10 +56,10 @@ def collate(examples: Sequence[Encoded], pad: int) -> Piece:
     return Piece({"input_ids": tokens, "attention_mask": mask}, positions, labels)
 
 
-def pieces(examples: Sequence[Encoded], pad: int, separately: int = SEPARATELY, most: int = 1 << 11) -> list[Piece]:
+def pieces(examples: Sequence[Encoded], pad: int, separately: int = SEPARATELY, most: int = MOST) -> list[Piece]:
     """The examples in the pieces that cost least: padded tokens, plus ``separately`` for each piece.
 
-    most: padded tokens in a piece, which bounds the memory of a forward pass; longer examples stand alone.
+    most: padded tokens in a piece; see ``MOST``.
     """
     ordered = sorted(examples, key=lambda example: len(example.tokens))
     lengths = [len(example.tokens) for example in ordered]

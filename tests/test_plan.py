@@ -1,0 +1,87 @@
+"""A plan says what a run then measures."""
+
+from pathlib import Path
+
+import pytest
+
+import tiny
+from scalarfl import InputError, recipe as recipes, run
+from scalarfl.plan import plan
+from support import RECIPE, command, last_json
+
+
+@pytest.mark.parametrize("override", ["federation.local_steps=1", "federation.local_steps=2", "evaluation.by=clients"])
+@pytest.mark.parametrize("directions", ["shared", "per-client"])
+def test_bytes_and_forward_passes(override: str, directions: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    recipe = recipes.load(path, [override, f"method.directions={directions}", "federation.rounds=150"])
+    found, result = plan(recipe), run.run(recipe, tmp_path / "run")
+    assert found.dimension == result["dimension"]
+    assert found.forward_passes == result["forward_passes"]
+    assert found.bytes_up == pytest.approx(result["serialized_bytes_up"], rel=0.15)
+    assert found.bytes_down == pytest.approx(result["serialized_bytes_down"], rel=0.15)
+
+
+def test_bytes_of_a_long_run_are_extrapolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    recipe = recipes.load(path, ["federation.rounds=400"])
+    exact = plan(recipe)
+    monkeypatch.setattr("scalarfl.plan.SIMULATED", 100)
+    assert plan(recipe).bytes_down == pytest.approx(exact.bytes_down, rel=0.1)
+
+
+def test_time_follows_from_measured_speeds(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    recipe = recipes.load(path)
+    found = plan(recipe, forward_seconds=0.5, noise_per_second=1e6)
+    noise = 2 * 2 * found.dimension / 1e6  # probed and replayed, two directions
+    assert found.seconds_a_round == pytest.approx(2 * 3 * 0.5 + noise)
+    assert found.seconds == pytest.approx(12 * (found.seconds_a_round or 0))
+    assert found.catch_up_seconds == pytest.approx(noise / 2)
+    assert plan(recipe).seconds is None
+
+
+def test_memory_is_what_a_run_takes(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE + "\n")
+    wide = ["-s", "model.hidden=[8000, 2000]", "-s", "federation.rounds=3", "-s", "method.name=hiso"]
+    planned = last_json(command("plan", str(path), *wide, "--json").stdout)
+    result = last_json(command("run", str(path), *wide, "--out", str(tmp_path / "run"), "--json").stdout)
+    assert planned["dimension"] == result["dimension"] > 16_000_000
+    assert planned["client_bytes"] == pytest.approx(result["peak_rss_bytes"], rel=0.15)
+
+
+def test_a_language_model_is_planned_without_its_weights(
+    tiny_models: dict[str, Path], sst2: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.toml"
+    for trainable in ("all", "lora", "norms", {"sparse": 0.1}):
+        path.write_text(tiny.recipe(tiny_models["opt"], sst2, model_trainable=trainable))
+        recipe = recipes.load(path)
+        found = plan(recipe)
+        result = run.run(recipe, tmp_path / f"run-{found.dimension}")
+        assert found.dimension == result["dimension"]
+        assert found.forward_passes == result["forward_passes"]
+        assert found.bytes_down == pytest.approx(result["serialized_bytes_down"], rel=0.15)
+    (tiny_models["opt"] / "model.safetensors").rename(tmp_path / "aside")
+    try:
+        assert plan(recipe).dimension == found.dimension
+    finally:
+        (tmp_path / "aside").rename(tiny_models["opt"] / "model.safetensors")
+
+
+def test_the_command_teaches_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    done = command("plan", str(path))
+    assert done.returncode == 0
+    assert "give --forward" in done.stdout
+    assert "of which" in done.stdout
+    timed = command("plan", str(path), "--forward", "0.01")
+    assert "s a round" in timed.stdout
+    path.write_text(RECIPE.replace('name = "mlp"', 'name = "no/such-model"').replace("digits", "sst2"))
+    with pytest.raises(InputError, match=r"model.name = 'no/such-model'"):
+        plan(recipes.load(path, ["model.hidden=[8]"]))
