@@ -141,13 +141,22 @@ def test_label_words_must_differ_in_their_first_token(tokenizer: Any) -> None:
         label_tokens(tokenizer, "x", ("good",))
 
 
-def test_generation_ends_with_the_line(models: Any, tokenizer: Any) -> None:
-    head = Causal(tokenizer, 100, (), "")
-    answer = generate(models["opt"], head, Row(prompt="Question : is it ?\nAnswer:", answers=("x",)))
-    assert "\n" not in answer
-    rows = [Row(prompt="x", answers=(generate(models["opt"], head, Row(prompt="x", answers=("y",))) or "the",))]
-    task = TextTask("squad", Texts(rows, head, 1), Texts(rows, head, 1), head, "f1")
-    score = task.score(models["opt"], task.test)
+@pytest.mark.parametrize("kind", ["opt", "llama", "qwen", "gpt2"])
+def test_generation_is_greedy_and_ends_with_the_line(kind: str, models: Any, tokenizer: Any) -> None:
+    head, model = Causal(tokenizer, 120, (), ""), models[kind]
+    rows = [Row(prompt=f"Question : is {'it ' * index}?\nAnswer:", answers=("x",)) for index in range(1, 4)]
+    found = generate(model, head, rows)
+    for row, answer in zip(rows, found, strict=True):
+        tokens = tokenizer(row.prompt)["input_ids"]
+        mine: list[int] = []
+        with torch.no_grad():
+            while len(mine) < 50 and (not mine or mine[-1] not in head.ends):
+                mine.append(int(model(input_ids=torch.tensor([tokens + mine])).logits[0, -1].argmax()))
+        assert answer == tokenizer.decode(mine, skip_special_tokens=True).strip().split("\n")[0].strip()
+    assert all("\n" not in answer for answer in found)
+    right = [Row(prompt=row.prompt, answers=(answer or "the",)) for row, answer in zip(rows, found, strict=True)]
+    task = TextTask("squad", Texts(right, head, 1), Texts(right, head, 1), head, "f1")
+    score = task.score(model, task.test)
     assert score.accuracy == 1
     assert score.metrics == {"f1": 1, "exact_match": 1}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from scalarfl import recipe as recipes, run
 from scalarfl.errors import InputError
-from scalarfl.language import ANCHORS, Sentences
+from scalarfl.language import ANCHORS, Sentences, quiet
 from scalarfl.objective import Score
 from scalarfl.prepare import FROM_SCRATCH, Loaded, load_model, prepare
 from scalarfl.recipe import Recipe
@@ -55,7 +55,8 @@ def _save(loaded: Loaded, out: Path) -> None:
     if loaded.tokenizer is None:
         save_model(model, str(out / "model.safetensors"))
         return
-    model.save_pretrained(out)
+    with quiet():
+        model.save_pretrained(out)
     loaded.tokenizer.save_pretrained(out)
     if isinstance(loaded.head, Sentences) and loaded.head.anchors is not None:
         sentences = {"sentences": json.dumps(loaded.head.sentences)}

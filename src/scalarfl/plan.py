@@ -15,7 +15,7 @@ from scalarfl import language, models, selection
 from scalarfl.language.batches import MOST
 from scalarfl.language.own import paths
 from scalarfl.ledger import Header, Ledger
-from scalarfl.messages import PROTOCOL, Hello, RoundReply, decode, encode, pack
+from scalarfl.messages import PROTOCOL, Hello, Measured, RoundReply, RoundTask, decode, encode, pack
 from scalarfl.partial import SLICE
 from scalarfl.prepare import FROM_SCRATCH, check_names, lora, trainable
 from scalarfl.probe import SMALL

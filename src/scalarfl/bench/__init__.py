@@ -6,7 +6,7 @@ misses (a factor of 2) count.
 
 from collections.abc import Callable, Iterator
 
-from scalarfl.bench import generator, memory, replay, rounds
+from scalarfl.bench import answers, generator, memory, replay, rounds
 from scalarfl.bench.measure import Finding, as_json, environment
 
 BENCHMARKS: dict[str, Callable[[bool], list[Finding]]] = {
@@ -14,6 +14,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Finding]]] = {
     "replay": replay.run,
     "rounds": rounds.run,
     "memory": memory.run,
+    "answers": answers.run,
 }
 
 __all__ = ["BENCHMARKS", "Finding", "as_json", "environment", "run"]

@@ -1,5 +1,7 @@
 """Peak memory, in processes of their own: of a simulation by number of clients, of a round beside bare inference."""
 
+from importlib.util import find_spec
+
 from scalarfl.bench.measure import Finding, in_a_process
 
 _SIMULATION = """
@@ -20,25 +22,37 @@ print(json.dumps({"peak": peak_rss_bytes()}))
 _ROUND = """
 import json, sys, torch
 from scalarfl.bench import rounds
+from scalarfl.language.pretrained import Lora, adapted
 from scalarfl.methods import make_method
 from scalarfl.probe import Probe, Probing
 from scalarfl.replica import Replica
 from scalarfl.bench.replay import missed
 from scalarfl.simulation import peak_rss_bytes
-what, width, layers, vocabulary = sys.argv[1], *map(int, sys.argv[2:])
-model = rounds.opt(layers, width, vocabulary).eval()
-weights = sum(p.numel() for p in model.parameters()) * 4
+method, lora, width, layers, vocabulary = sys.argv[1], sys.argv[2] == "lora", *map(int, sys.argv[3:])
 batch = (torch.zeros(8, 64, dtype=torch.int64) + torch.arange(64), None)
-with torch.no_grad():
-    for _ in range(3):
-        float(rounds.next_token_loss(model, batch))
-if what != "inference":
-    replica = Replica(model, make_method(what))
-    probe = Probe(replica, rounds.next_token_loss, small=0)
+
+def infer(model):
+    with torch.no_grad():
+        for _ in range(3):
+            float(rounds.next_token_loss(model, batch))
+
+def work(model):
+    if lora:
+        model = adapted(model, "causal", Lora(), 0)
+    replica = Replica(model, make_method(method), "lora" if lora else "all")
+    probe = Probe(replica, rounds.next_token_loss, **({} if lora else {"small": 0}))
     for r in range(2):
         probe.measure([Probing(1, 1e-6, 1e-3, (), range(3), batch)])
         replica.apply(missed(1, r))
-print(json.dumps({"peak": peak_rss_bytes(), "weights": weights}))
+
+toy = rounds.opt(2, 64, 512).eval()
+infer(toy), work(toy)  # load all code, so that only data are counted from here on
+model = rounds.opt(layers, width, vocabulary).eval()
+weights = sum(p.numel() for p in model.parameters()) * 4
+infer(model)
+bare = peak_rss_bytes()
+work(model)
+print(json.dumps({"bare": bare, "peak": peak_rss_bytes(), "weights": weights}))
 """
 
 
@@ -50,13 +64,23 @@ def run(quick: bool) -> list[Finding]:
         Finding("simulation of 1,000 clients, HiSo", peaks[1000] / peaks[10], 1.15, False, "10 clients", details)
     ]
     shape = ("256", "4", "8192") if quick else ("768", "12", "50272")
-    bare = in_a_process(_ROUND, "inference", *shape)
-    for method, vectors in (("decomfl", 0), ("hiso-scalar", 0), ("hiso", 1)):
-        peak = in_a_process(_ROUND, method, *shape)["peak"]
-        beyond = (peak - bare["peak"] - vectors * bare["weights"]) / bare["weights"]
-        details = {"inference, MB": bare["peak"] / 1e6, "round, MB": peak / 1e6, "weights, MB": bare["weights"] / 1e6}
+    cases = [("decomfl", "", 0), ("hiso-scalar", "", 0), ("hiso", "", 1)]
+    if find_spec("peft") is not None:
+        cases.append(("hiso", "lora", 0))
+    for method, lora, vectors in cases:
+        found = in_a_process(_ROUND, method, lora, *shape)
+        beyond = (found["peak"] - found["bare"] - vectors * found["weights"]) / found["weights"]
+        details = {f"{name}, MB": found[key] / 1e6 for name, key in (("inference", "bare"), ("round", "peak"))}
+        details["weights, MB"] = found["weights"] / 1e6
         what = "weights; beyond inference" + (" and H" if vectors else "")
         findings.append(
-            Finding(f"memory of a client's round, {method}", beyond, None if quick else 0.5, False, what, details)
+            Finding(
+                f"memory of a client's round, {method}{' on LoRA' * bool(lora)}",
+                beyond,
+                None if quick else 0.1,
+                False,
+                what,
+                details,
+            )
         )
     return findings

@@ -10,6 +10,7 @@ from scalarfl.language.pretrained import (
     head_of,
     load,
     padding,
+    quiet,
     read_config,
     read_tokenizer,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "make_head",
     "make_task",
     "padding",
+    "quiet",
     "read_config",
     "read_tokenizer",
 ]

@@ -54,6 +54,9 @@ class Causal(Head):
             self._rows = label_tokens(tokenizer, before, words)
         opening = tokenizer("x")["input_ids"]
         bare = tokenizer("x", add_special_tokens=False)["input_ids"]
+        newline = _after(tokenizer, "x", "x\n")
+        self.ends: list[int] = [*newline[:1], *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
+        """Tokens that end a generated answer: the end of the line, the end of the text."""
         self._begin: list[int] = opening[
             : opening.index(bare[0])
         ]  # such as a BOS token; what some put at the end is left out
@@ -214,9 +217,13 @@ def continuation(tokenizer: Any, before: str, text: str) -> list[int]:
 
     Tokenizers write the beginning of a text and its continuation differently, so both are encoded together.
     """
-    gap = "" if before[-1].isspace() else " "
+    return _after(tokenizer, before, before + ("" if before[-1].isspace() else " ") + text)
+
+
+def _after(tokenizer: Any, before: str, whole: str) -> list[int]:
+    """The tokens of ``whole`` that come after those of ``before``, with which it begins."""
     context = tokenizer(before, add_special_tokens=False)["input_ids"]
-    both: list[int] = tokenizer(before + gap + text, add_special_tokens=False)["input_ids"]
+    both: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
     return both[len(context) :] if both[: len(context)] == context else both
 
 

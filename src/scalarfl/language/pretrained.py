@@ -123,7 +123,7 @@ def load(
         more["ignore_mismatched_sizes"] = True
         if config.pad_token_id is None:
             config.pad_token_id = padding(read_tokenizer(name, revision))
-    with _sentences(name), _quiet():
+    with _sentences(name), quiet():
         model, report = auto.from_pretrained(
             name, config=config, dtype=WEIGHTS[dtype], revision=revision, output_loading_info=True, **more
         )
@@ -137,7 +137,7 @@ def build(config: Any, head: HeadName, classes: int = 0, lora: Lora | None = Non
     auto = getattr(_transformers(), _AUTO[head])
     if head == "classifier":
         config.num_labels = classes
-    with torch.device("meta"), _quiet():
+    with torch.device("meta"), quiet():
         model: nn.Module = auto.from_config(config)
     return model if lora is None else adapted(model, head, lora, 0)
 
@@ -204,8 +204,8 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no report about weights that are drawn anew: what matters is said in sentences."""
+def quiet() -> Iterator[None]:
+    """Without the library's bars and reports: what matters is said in sentences."""
     logging = _transformers().utils.logging
     level = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -18,6 +18,7 @@ from scalarfl.objective import Score
 
 ANSWER_TOKENS = 50
 """Longest answer that is generated."""
+GENERATED_AT_ONCE = 16
 ONE_PIECE = 1 << 40  # a cost of a separate piece that none is worth
 
 
@@ -89,7 +90,7 @@ class TextTask:
 
     def _generated(self, model: nn.Module, test: Texts) -> dict[str, float]:
         """F1 and exact match of greedily decoded answers."""
-        found = [generate(model, self.head, row) for row in test.rows]
+        found = generate(model, self.head, test.rows)
         pairs = [(answer, row.answers) for answer, row in zip(found, test.rows, strict=True)]
         return {
             "f1": float(np.mean([f1(answer, accepted) for answer, accepted in pairs])),
@@ -97,20 +98,38 @@ class TextTask:
         }
 
 
-def generate(model: Any, head: Head, row: Row) -> str:
-    """The model's answer, decoded greedily, up to the end of the line."""
+def generate(model: Any, head: Head, rows: Sequence[Row]) -> list[str]:
+    """The model's answers, decoded greedily, each up to the end of the line; prompts of similar length together."""
     assert isinstance(head, Causal)
-    tokens = head.prompt(row, ANSWER_TOKENS)
-    ids = torch.tensor([tokens], device=next(model.parameters()).device)
-    with torch.no_grad():
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=ANSWER_TOKENS,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=head.tokenizer.eos_token_id,
-            stop_strings=None,
-        )
-    text: str = head.tokenizer.decode(out[0, len(tokens) :], skip_special_tokens=True)
-    return text.strip().split("\n")[0].strip()
+    prompts = [head.prompt(row, ANSWER_TOKENS) for row in rows]
+    order = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
+    answers = [""] * len(rows)
+    for begin in range(0, len(order), GENERATED_AT_ONCE):
+        members = order[begin : begin + GENERATED_AT_ONCE]
+        for index, text in zip(members, _generated(model, head, [prompts[index] for index in members]), strict=True):
+            answers[index] = text.strip().split("\n")[0].strip()
+    return answers
+
+
+@torch.no_grad()
+def _generated(model: Any, head: Causal, prompts: Sequence[list[int]]) -> list[str]:
+    """What follows the prompts, which are padded at the left."""
+    tokenizer, longest = head.tokenizer, max(map(len, prompts))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else head.ends[0]
+    tokens = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    device = next(model.parameters()).device
+    out = model.generate(
+        input_ids=tokens.to(device),
+        attention_mask=mask.to(device),
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=pad,
+        eos_token_id=head.ends,
+    )
+    texts: list[str] = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+    return texts
