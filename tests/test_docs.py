@@ -1,7 +1,9 @@
 """The documentation is executed: examples run, commands work, golden vectors and formats are the package's."""
 
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +80,36 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_example_improves_a_metric_without_a_gradient() -> None:
+    names = execute((ROOT / "examples" / "macro_f1.py").read_text())
+    before, after = names["main"]()
+    assert before < 0.2
+    assert after > 0.5
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_readme_s_way_to_an_exported_model(
+    index: int, tiny_models: dict[str, Path], sst2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The four commands, on a tiny model, for a few rounds; the hub's model and data are given as folders."""
+    install, *lines = blocks("README.md", "sh")[index].splitlines()
+    assert install == "pip install 'scalarfl[llm]'"
+    shutil.copytree(tiny_models["opt"], tmp_path / "my-model")
+    records = [
+        {"text": f"it is {'good' if n % 2 else 'bad'} .", "label": ["negative", "positive"][n % 2]} for n in range(60)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for line in lines:
+        words, _, target = line.partition(" > ")
+        arguments = shlex.split(words.replace("facebook/opt-125m", "./my-model"))[1:]
+        if arguments[0] == "run":
+            arguments += ["-s", "federation.rounds=5"]
+            arguments += ["--data-dir", str(sst2)] if "task.name=sst2" in arguments else []
+        done = command(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        if target:
+            (tmp_path / target).write_text(done.stdout)
+    out = tmp_path / lines[-1].split()[-1]
+    assert (out / ("adapter_config.json" if "lora" in lines[1] else "config.json")).exists()
