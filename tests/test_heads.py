@@ -60,12 +60,13 @@ def test_a_causal_model_is_asked_for_label_words_after_the_prompt(kind: str, mod
 @pytest.mark.parametrize("kind", ["opt", "qwen"])
 def test_completions_are_scored_over_the_answers_tokens_alone(kind: str, models: Any, tokenizer: Any) -> None:
     head, model = Causal(tokenizer, 64, (), ""), models[kind]
-    rows = [Row(prompt="Question : who ?", answers=("paris one\n",)), Row(prompt="x", answers=("red",))]
+    rows = [Row(prompt="Question : who ?", answers=("paris one",)), Row(prompt="x", answers=("red",), in_a_line=False)]
     task = TextTask("own", Texts(rows, head, 1), Texts(rows, head, 1), head, "accuracy")
     total = count = 0.0
     for row in rows:
         begin = tokenizer(row.prompt)["input_ids"]
-        both = tokenizer(f"{row.prompt} {row.answers[0]}")["input_ids"]
+        ending = "\n" if row.in_a_line else "</s>"
+        both = tokenizer(f"{row.prompt} {row.answers[0]}{ending}")["input_ids"]
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([both])).logits[0]
         answer = torch.tensor(both[len(begin) :])
@@ -116,7 +117,7 @@ def test_long_prompts_lose_their_beginning(tokenizer: Any) -> None:
     assert masked.tokens[masked.at[0]] == tokenizer.mask_token_id
     own = Causal(tokenizer, 12, (), "").encode(Row(prompt="bad " * 40 + "good ?", answers=("red blue",)))
     assert len(own.tokens) == 12
-    assert tokenizer.decode(own.labels).strip() == "red blue"
+    assert tokenizer.decode(own.labels) == " red blue\n"
 
 
 def test_conversations_count_what_the_assistant_says(tokenizer: Any) -> None:
@@ -132,6 +133,26 @@ def test_conversations_count_what_the_assistant_says(tokenizer: Any) -> None:
     assert "not bad" in said
     assert "?" not in said
     assert encoded.labels == [encoded.tokens[place + 1] for place in encoded.at]
+
+
+def test_a_long_conversation_loses_its_beginning(tokenizer: Any) -> None:
+    messages = ({"role": "user", "content": "bad " * 50}, {"role": "assistant", "content": "very good"})
+    encoded = Causal(tokenizer, 20, (), "").encode(Row(messages=messages))
+    assert len(encoded.tokens) == 20
+    assert "very good" in tokenizer.decode(encoded.labels)
+
+
+def test_a_tokenizer_without_a_template_is_named(tokenizer: Any) -> None:
+    bare = tiny.tokenizer()
+    bare.chat_template = None
+    with pytest.raises(InputError, match="cannot write a conversation"):
+        Causal(bare, 20, (), "").encode(Row(messages=({"role": "assistant", "content": "good"},)))
+
+
+def test_heads_that_classify_need_classes(tokenizer: Any) -> None:
+    source = language.Source("own", [], [])
+    with pytest.raises(InputError, match=r"model.head = 'masked': it classifies, and 'own' has no classes"):
+        language.make_head("masked", tokenizer, source, 20)
 
 
 def test_label_words_must_differ_in_their_first_token(tokenizer: Any) -> None:

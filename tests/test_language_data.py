@@ -215,6 +215,20 @@ def test_missing_places_are_named(tmp_path: Path) -> None:
         collect(wanted("sst2", file="x"))
 
 
+def test_datasets_published_as_scripts_are_read_as_the_hub_converted_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(path: str, *_: Any, data_files: str = "", split: str) -> Any:
+        if path != "parquet":
+            raise RuntimeError("Dataset scripts are no longer supported, but found super_glue.py")
+        assert data_files.startswith("hf://datasets/aps/super_glue@refs%2Fconvert%2Fparquet/cb/")
+        assert split == "train"
+        return datasets.Dataset.from_list([HUB["cb"]])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert collect(wanted("cb")).test[0].label == 2
+
+
 def test_without_a_hub_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 

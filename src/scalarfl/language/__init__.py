@@ -1,5 +1,6 @@
 """Language models: pretrained weights, prompts and heads, benchmark tasks and one's own data."""
 
+from scalarfl.errors import InputError
 from scalarfl.language.benchmarks import BENCHMARKS
 from scalarfl.language.heads import ANCHORS, Causal, Classifier, Head, Masked, Sentences
 from scalarfl.language.own import PROMPT
@@ -43,6 +44,8 @@ __all__ = [
 
 def make_head(name: HeadName, tokenizer: object, source: Source, max_length: int) -> Head:
     """The head ``name`` with the source's label words or sentences. Raises InputError where they do not go together."""
+    if not source.words and name != "causal":
+        raise InputError(f"model.head = '{name}': it classifies, and '{source.name}' has no classes; use 'causal'.")
     if name == "causal":
         return Causal(tokenizer, max_length, source.words, source.prompt)
     if name == "masked":
@@ -59,4 +62,6 @@ def make_task(source: Source, head: Head, pad: int, *, in_one_piece: bool = Fals
     """
     separately = {"separately": ONE_PIECE} if in_one_piece else {}
     train, test = (Texts(rows, head, pad, **separately) for rows in (source.train, source.test))
+    for texts in (train, test):
+        texts.batch([0])  # what cannot be encoded at all is refused now
     return TextTask(source.name, train, test, head, source.metric)

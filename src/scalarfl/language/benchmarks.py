@@ -73,8 +73,15 @@ class Benchmark:
             raise InputError(
                 "task.data_dir: loading from the hub needs datasets: pip install 'scalarfl[llm]'."
             ) from None
+        part = "validation" if split == "test" else "train"
         try:
-            loaded = load_dataset(dataset, configuration, split="validation" if split == "test" else "train")
+            try:
+                loaded = load_dataset(dataset, configuration, split=part)
+            except RuntimeError:  # published as a script, which newer versions refuse: take what the hub converted
+                converted = (
+                    f"hf://datasets/{dataset}@refs%2Fconvert%2Fparquet/{configuration or 'default'}/{part}/*.parquet"
+                )
+                loaded = load_dataset("parquet", data_files=converted, split="train")
         except Exception as error:  # the library raises many kinds, offline and online
             raise InputError(
                 f"task.data_dir: none given, and '{dataset}' cannot be loaded from the hub ({type(error).__name__}: "

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scalarfl.errors import InputError
+from scalarfl.errors import InputError, shown
 from scalarfl.language.batches import Encoded, Piece, collate
-from scalarfl.language.rows import Row
+from scalarfl.language.rows import Message, Row
 from scalarfl.partial import answer_logits, only
 
 ANCHORS = "label_embeddings.safetensors"
@@ -54,12 +54,12 @@ class Causal(Head):
             self._rows = label_tokens(tokenizer, before, words)
         opening = tokenizer("x")["input_ids"]
         bare = tokenizer("x", add_special_tokens=False)["input_ids"]
-        newline = _after(tokenizer, "x", "x\n")
-        self.ends: list[int] = [*newline[:1], *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
+        self._line = _after(tokenizer, "x", "x\n")[:1]
+        self._text = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        self.ends: list[int] = self._line + self._text
         """Tokens that end a generated answer: the end of the line, the end of the text."""
-        self._begin: list[int] = opening[
-            : opening.index(bare[0])
-        ]  # such as a BOS token; what some put at the end is left out
+        # Such as a BOS token; what some tokenizers put at the end is left out.
+        self._begin: list[int] = opening[: opening.index(bare[0])]
 
     def encode(self, row: Row) -> Encoded:
         """Prompts that are too long lose their beginning; the question stands at their end."""
@@ -69,7 +69,8 @@ class Causal(Head):
         if self._rows is not None:
             kept = self._cut(prompt, self.max_length)
             return Encoded(kept, [len(kept) - 1], [self._label(row)])
-        answer = continuation(self.tokenizer, row.prompt[-1:] or "x", row.answers[0])[: self.max_length - 1]
+        answer = continuation(self.tokenizer, row.prompt[-1:] or "x", row.answers[0])
+        answer = (answer + (self._line if row.in_a_line else self._text))[: self.max_length - 1]
         kept = self._cut(prompt, self.max_length - len(answer))
         return Encoded(kept + answer, list(range(len(kept) - 1, len(kept) + len(answer) - 1)), answer)
 
@@ -97,26 +98,38 @@ class Causal(Head):
     def _conversation(self, row: Row) -> Encoded:
         """The template's text of the whole conversation; what the assistant says is what counts."""
         messages = list(row.messages)
-
-        def written(count: int, ask: bool) -> str:
-            text: str = self.tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=ask)
-            return text
-
-        whole, spans = written(len(messages), ask=False), []
+        whole, spans = self._written(messages, ask=False), []
         for index, message in enumerate(messages):
             if message["role"] == "assistant":
-                before, after = written(index, ask=True), written(index + 1, ask=False)
-                if not (after.startswith(before) and whole.startswith(after.rstrip())):
-                    before = written(index, ask=False)
+                before, after = (
+                    self._written(messages[:index], ask=True),
+                    self._written(messages[: index + 1], ask=False),
+                )
+                if not after.startswith(before):
+                    before = self._written(messages[:index], ask=False)
                 spans.append((len(before), len(after)))
         found = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-        tokens, offsets = found["input_ids"][: self.max_length], found["offset_mapping"]
+        begin = max(0, len(found["input_ids"]) - self.max_length)  # a long conversation loses its beginning
+        tokens, offsets = found["input_ids"][begin:], found["offset_mapping"][begin:]
         at = [
             place - 1
             for place in range(1, len(tokens))
-            if any(offsets[place][0] < end and begin < offsets[place][1] for begin, end in spans)
+            if any(offsets[place][0] < end and start < offsets[place][1] for start, end in spans)
         ]
         return Encoded(tokens, at, [tokens[place + 1] for place in at])
+
+    def _written(self, messages: Sequence[Message], ask: bool) -> str:
+        """The conversation in the tokenizer's template; with ``ask``, up to where the assistant begins to speak."""
+        if not messages and not ask:
+            return ""
+        try:
+            text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+        except Exception as error:  # there is no template, or it refuses the conversation
+            raise InputError(
+                f"task.file: the tokenizer cannot write a conversation that begins {shown(messages[:1])}: "
+                f"{str(error).splitlines()[0][:200]}"
+            ) from None
+        return text
 
 
 class Masked(Head):

@@ -71,7 +71,7 @@ def _row(kind: str, place: Place, record: dict[str, object], labels: Labels, pro
         asked, answer = place.text(record, "prompt"), place.text(record, "completion")
         if not answer.strip():
             place.refuse("'completion' is empty.")
-        return Row(prompt=asked, parts=(asked,), answers=(answer,))
+        return Row(prompt=asked, parts=(asked,), answers=(answer,), in_a_line=False)
     text, label = place.text(record, "text"), place.value(record, "label")
     if not text.strip():
         place.refuse("'text' is empty.")

@@ -63,7 +63,8 @@ def read_tokenizer(name: str, revision: str | None = None) -> Any:
     """The model's tokenizer."""
     with _sentences(name):
         tokenizer = _transformers().AutoTokenizer.from_pretrained(name, revision=revision)
-    tokenizer.model_max_length = 1 << 30  # our max_length is the one that counts; no warning about the model's
+    # Our max_length is the one that counts: no warning where a text exceeds the model's before it is cut.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
 

@@ -24,6 +24,8 @@ class Row:
     label: int | None = None
     answers: tuple[str, ...] = ()
     """All that count as right; the first is trained on."""
+    in_a_line: bool = True
+    """Whether a generated answer ends with its line; else it ends with the text."""
     messages: tuple[Message, ...] = ()
 
 

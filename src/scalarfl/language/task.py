@@ -67,14 +67,14 @@ class TextTask:
 
     def loss(self, model: nn.Module, batch: Sequence[Piece]) -> Tensor:
         """Mean cross entropy over the answers: one of the label words, or each of an answer's tokens. float32."""
-        return self._total(model, batch)[0] / sum(len(piece.labels) for piece in batch)
+        return self._total(model, batch)[0] / max(1, sum(len(piece.labels) for piece in batch))
 
     @torch.no_grad()
     def score(self, model: nn.Module, test: Texts) -> Score:
         """Mean cross entropy, and the task's metric on all of ``test``; every metric there is in ``metrics``."""
         batch = test.batch(range(len(test)))
         total, right = self._total(model, batch)
-        count = sum(len(piece.labels) for piece in batch)
+        count = max(1, sum(len(piece.labels) for piece in batch))
         metrics = self._generated(model, test) if self.metric == "f1" else {"accuracy": right / count}
         return Score(float(total) / count, metrics[self.metric], len(test), metrics)
 
