@@ -96,7 +96,7 @@ def test_every_key_can_be_overridden(tmp_path: Path) -> None:
         (["federation.balanced=1"], "federation.balanced = 1: it should be a valid boolean"),
         (["evaluation.every=0"], "evaluation.every = 0"),
         (["model.dtype=float64"], "model.dtype = 'float64': it should be 'float32'"),
-        (["model.trainable=lora"], "model.trainable = 'lora'"),
+        (["model.trainable=adapters"], "model.trainable = 'adapters'"),
         (["model.name=3"], "model.name = 3"),
         (["lr=3"], "accepted is section.key=value"),
         (["method.lr"], "accepted is section.key=value"),

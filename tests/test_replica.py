@@ -223,7 +223,7 @@ def test_only_the_chosen_parameters_move() -> None:
     ("model", "trainable", "says"),
     [
         (network(), ["nope.*"], "matches no parameter"),
-        (network(), "lora", "accepted are"),
+        (network(), "adapters", "accepted are"),
         (network(), [], "selects no parameter"),
         (nn.Embedding(3, 4, max_norm=1.0), "all", "has max_norm"),
         (network().double(), "all", "accepted are float32, bfloat16 and float16"),
