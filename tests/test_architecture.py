@@ -23,7 +23,8 @@ LAYERS = [
     {"recipe", "report", "language"},
     {"prepare"},
     {"run", "bench", "plan"},
-    {"demo", "export"},
+    {"demo", "export", "network"},
+    {"cli_network"},
     {"cli"},
     {"__main__"},
 ]

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from scalarfl import cli_network
 from scalarfl.errors import InputError, ScalarflError, VerificationError, nearest
 
 if TYPE_CHECKING:
@@ -336,6 +337,9 @@ def bench(
     missed = [finding for finding in findings if (finding.missed_grossly() if quick else not finding.kept)]
     if missed:
         raise VerificationError(f"{len(missed)} of {len(findings)} promises missed: {missed[0].name}.")
+
+
+cli_network.register(app)
 
 
 def _version(wanted: bool) -> None:

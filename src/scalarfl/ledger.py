@@ -153,13 +153,14 @@ class Ledger:
         self._db = connection
         self.path = path
         self._lock = lock
-        self.header, self._genesis = self._read_header()
+        self.header, genesis = self._read_header()
         self.rounds = 0
         """Rounds on record."""
-        self.trail = self._genesis
-        self.head = self._genesis
+        self.trail = genesis
+        self.head = genesis
         self._entries = 0
         self._payloads = [0]  # cumulative, by rounds
+        self._trails = [self.trail]  # by rounds
         try:
             self._check_chain()
         except sqlite3.DatabaseError as error:
@@ -247,10 +248,7 @@ class Ledger:
 
     def trail_at(self, rounds: int) -> bytes:
         """The trail after the first ``rounds`` updates."""
-        trail = self._genesis
-        for body in self.encoded_updates(0, rounds):
-            trail = link(trail, body)
-        return trail
+        return self._trails[rounds]
 
     def close(self) -> None:
         """Close the database and let others write."""
@@ -281,6 +279,7 @@ class Ledger:
 
     def _extend(self, update: Update, body: bytes) -> None:
         self.trail = link(self.trail, body)
+        self._trails.append(self.trail)
         self._payloads.append(self._payloads[-1] + update.payload)
         self.rounds += 1
 

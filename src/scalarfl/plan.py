@@ -14,10 +14,10 @@ from torch.utils.data import TensorDataset
 from scalarfl import language, models, selection
 from scalarfl.language.batches import MOST
 from scalarfl.language.own import paths
-from scalarfl.ledger import Header, Ledger
+from scalarfl.ledger import Ledger
 from scalarfl.messages import PROTOCOL, Hello, Measured, RoundReply, RoundTask, decode, encode, pack
 from scalarfl.partial import SLICE
-from scalarfl.prepare import FROM_SCRATCH, check_names, lora, trainable
+from scalarfl.prepare import FROM_SCRATCH, check_names, header, lora, trainable
 from scalarfl.probe import SMALL
 from scalarfl.recipe import Recipe
 from scalarfl.server import Server
@@ -213,26 +213,14 @@ def _activations(config: Any, recipe: Recipe, model: nn.Module) -> int:
 def _bytes(recipe: Recipe, dimension: int) -> tuple[float, float]:
     """Serialized bytes (up, down) of the whole run, all clients together: the real server, fed with made-up scalars."""
     federation, method = recipe.federation, recipe.method
-    header = Header(
-        base="0" * 64,
-        layout="0" * 64,
-        dimension=dimension,
-        method=method.name,
-        settings=method.own.model_dump(),
-        mu=method.mu,
-        perturbations=method.perturbations,
-        local_steps=federation.local_steps,
-        directions=method.directions,
-        aggregation=federation.aggregation,
-        seed=federation.seed,
-    )
+    made = header(recipe, "0" * 64, "0" * 64, dimension)
     scalars = pack(np.ones((federation.local_steps, method.perturbations), dtype=np.float32))
     names = [f"client-{index:04d}" for index in range(federation.clients)]
     rounds = min(federation.rounds, SIMULATED)
-    with Ledger.create(None, header) as ledger:
+    with Ledger.create(None, made) as ledger:
         server = Server(ledger, lr=method.lr, sampled=federation.sampled)
         for name in names:
-            server.admit(encode(Hello(PROTOCOL, name, **header.contract(), position=0, trail=header.digest()[:8])))
+            server.admit(encode(Hello(PROTOCOL, name, **made.contract(), position=0, trail=made.digest()[:8])))
         for round_ in range(rounds + 1):
             if recipe.evaluation.by == "clients" and (round_ % recipe.evaluation.every == 0 or round_ == rounds):
                 server.close_evaluation(

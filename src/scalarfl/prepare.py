@@ -14,6 +14,7 @@ from scalarfl.aggregate import pooled
 from scalarfl.client import Dataset
 from scalarfl.errors import InputError, nearest, shown
 from scalarfl.language import Head, Lora, Sentences, Source
+from scalarfl.ledger import Header
 from scalarfl.objective import Score
 from scalarfl.recipe import Mask, ModelSection, Recipe
 from scalarfl.tasks import SHAPES, TASKS, ExampleSet, Shard, Task, dirichlet, first, iid, load_task
@@ -181,6 +182,24 @@ def _shares(
         )
     parts = iid(len(test), len(clients), recipe.federation.seed)
     return {name: test.take(part) for name, part in zip(clients, parts, strict=True)}
+
+
+def header(recipe: Recipe, base: str, layout: str, dimension: int) -> Header:
+    """The header of the recipe's ledger. base, layout: digests of the base model and of what is trained."""
+    method, federation = recipe.method, recipe.federation
+    return Header(
+        base=base,
+        layout=layout,
+        dimension=dimension,
+        method=method.name,
+        settings=method.own.model_dump(),
+        mu=method.mu,
+        perturbations=method.perturbations,
+        local_steps=federation.local_steps,
+        directions=method.directions,
+        aggregation=federation.aggregation,
+        seed=federation.seed,
+    )
 
 
 def divide(recipe: Recipe, train: ExampleSet, sites: dict[str, Indices] | None = None) -> dict[str, Dataset]:

@@ -1,0 +1,68 @@
+"""What the server must know of a recipe: the ledger's header, and how rounds are run. Made in a process of its own.
+
+The header holds digests of the base model, and whoever makes them must load it once; the server itself stays without
+torch and without a model: `python -m scalarfl.network.announce RECIPE [SECTION.KEY=VALUE ...]`.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from scalarfl.errors import InputError
+from scalarfl.ledger import Header
+
+
+class Announcement(msgspec.Struct, frozen=True, kw_only=True):
+    """A federation as its server knows it."""
+
+    header: Header
+    lr: float
+    rounds: int
+    sampled: int
+    evaluate_every: int
+    """Rounds between measurements by the clients; 0 where they measure nothing."""
+
+
+def announce(recipe: Path, overrides: Sequence[str]) -> Announcement:
+    """The announcement, made by a process that loads the model and ends. Raises InputError as that process does."""
+    command = [sys.executable, "-m", "scalarfl.network.announce", str(recipe), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        raise InputError(lines[-1].removeprefix("error: ") if lines else done.stderr[-500:])
+    return msgspec.json.decode(done.stdout.splitlines()[-1], type=Announcement)
+
+
+def _made(arguments: Sequence[str]) -> dict[str, Any]:
+    from scalarfl import recipe as recipes, selection
+    from scalarfl.directions import Layout
+    from scalarfl.models import base_digest
+    from scalarfl.prepare import header, load_model, trainable
+
+    recipe = recipes.load(Path(arguments[0]), arguments[1:])
+    model = load_model(recipe).model
+    base = base_digest(model)
+    parts = selection.select(model, trainable(recipe.model))
+    layout = Layout.of([(part.name, part.values()) for part in parts])
+    made = header(recipe, base, layout.digest(), layout.dimension)
+    by_clients = recipe.evaluation.by == "clients"
+    return {
+        "header": msgspec.to_builtins(made),
+        "lr": recipe.method.lr,
+        "rounds": recipe.federation.rounds,
+        "sampled": recipe.federation.sampled,
+        "evaluate_every": recipe.evaluation.every if by_clients else 0,
+    }
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(_made(sys.argv[1:])))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

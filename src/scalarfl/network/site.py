@@ -1,0 +1,141 @@
+"""A client's process: the model stays resident, the replica catches up from the stream, rounds are answered."""
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import nats
+from nats.js.errors import APIError, NotFoundError
+
+from scalarfl.client import Client
+from scalarfl.errors import ProtocolError
+from scalarfl.messages import Measure, Update, decode
+from scalarfl.network.names import HERE_EVERY, REFUSED, SAY_HELLO, Names
+
+log = logging.getLogger("scalarfl.network")
+
+RETRY = 0.5  # seconds
+AT_ONCE = 500  # records held in memory while catching up
+_TROUBLE = (nats.errors.Error, APIError, OSError, asyncio.TimeoutError)
+
+
+@dataclass
+class Site:
+    """One client, until the server says that the last round is on record."""
+
+    client: Client
+    names: Names
+    _tasks: "asyncio.Queue[bytes]" = field(default_factory=asyncio.Queue)
+    _finished: int | None = None
+
+    async def run(self, address: str, **connection: Any) -> None:
+        """Connect, say hello, answer. Raises ProtocolError, with the server's sentence, where the server refuses."""
+        alive: asyncio.Task[None] | None = None
+        link = await nats.connect(address, max_reconnect_attempts=-1, reconnect_time_wait=RETRY, **connection)
+        try:
+            await link.subscribe(self.names.task(self.client.name), cb=self._take)
+            await link.subscribe(self.names.done, cb=self._finish)
+            stream = link.jetstream()
+            await self._hello(link, stream)
+            alive = asyncio.create_task(self._live(link))
+            while self._finished is None:
+                await self._work(link, stream, await self._tasks.get())
+            await self._catch_up(stream, self._finished)
+        finally:
+            if alive is not None:
+                alive.cancel()
+            with contextlib.suppress(*_TROUBLE):
+                await asyncio.wait_for(link.close(), 5)
+
+    async def _live(self, link: Any) -> None:
+        """Signs of life, also while a round is being answered."""
+        while True:
+            with contextlib.suppress(*_TROUBLE):
+                await link.publish(self.names.here(self.client.name), b"")
+            await asyncio.sleep(HERE_EVERY)
+
+    async def _take(self, message: Any) -> None:
+        await self._tasks.put(message.data)
+
+    async def _finish(self, message: Any) -> None:
+        with contextlib.suppress(ValueError):
+            self._finished = int(message.data)
+            await self._tasks.put(b"")  # wake up
+
+    async def _hello(self, link: Any, stream: Any) -> None:
+        """Catch up from the stream, then let the server compare what must agree; again until it answers."""
+        while self._finished is None:
+            try:
+                await self._catch_up(stream)
+                hello = await asyncio.to_thread(self.client.hello)
+                answer = await link.request(self.names.hello(self.client.name), hello, timeout=5)
+            except _TROUBLE:
+                await asyncio.sleep(RETRY)
+                continue
+            if answer.data.startswith(REFUSED):
+                raise ProtocolError(f"the server refuses: {answer.data[1:].decode(errors='replace')}")
+            rounds = self.client.welcomed(answer.data)
+            log.info("welcome: %d rounds are on record", rounds)
+            return
+
+    async def _work(self, link: Any, stream: Any, message: bytes) -> None:
+        """Answer one message in a thread of its own, so that the connection stays alive meanwhile."""
+        if message == b"":
+            return
+        if message == SAY_HELLO:
+            await self._hello(link, stream)
+            return
+        try:
+            answer = self.client.measure if _is_measure(message) else self.client.answer
+            reply = await asyncio.to_thread(answer, message)
+        except ProtocolError as error:
+            log.warning("%s", error)
+            await self._hello(link, stream)
+            return
+        except Exception:  # the user's data or model: this round is lost, the client is not
+            log.exception("the round failed here; the next one may not")
+            return
+        with contextlib.suppress(*_TROUBLE):
+            await link.publish(self.names.reply(self.client.name), reply)
+
+    async def _catch_up(self, stream: Any, until: int | None = None) -> None:
+        """Apply the records that this replica lacks, as far as the stream holds them."""
+        replica = self.client.probe.replica
+        try:
+            held: int = (await stream.stream_info(self.names.stream)).state.messages
+        except NotFoundError:
+            return
+        end = held if until is None else until
+        missing = end - replica.position
+        if missing > 1:
+            noise = (
+                missing * self.client.header.perturbations * self.client.header.local_steps * replica.layout.dimension
+            )
+            log.info("catching up over %d rounds: %.3g coordinates of noise", missing, noise)
+        while replica.position < end:
+            stop = min(end, replica.position + AT_ONCE)
+            updates = []
+            for number in range(replica.position, stop):
+                record = await _fetched(partial(stream.get_msg, self.names.stream, number + 1))
+                updates.append(decode(record.data, Update))
+            await asyncio.to_thread(replica.apply, updates)
+
+
+async def _fetched(attempt: Any) -> Any:
+    """A record, waited for while the broker cannot be reached."""
+    while True:
+        try:
+            return await attempt()
+        except _TROUBLE:
+            await asyncio.sleep(RETRY)
+
+
+def _is_measure(message: bytes) -> bool:
+    try:
+        decode(message, Measure)
+    except ProtocolError:
+        return False
+    return True
