@@ -1,10 +1,12 @@
 """Real processes and a real broker on loopback: the simulation's digest, and one digest after everything was killed."""
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -12,9 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scalarfl import InputError, Ledger, ScalarflError, recipe as recipes, run
+from scalarfl.messages import RoundReply, encode, pack
+from scalarfl.network import kit
 from scalarfl.network.names import Names, check_address, check_client, client_of
 
 pytest.importorskip("nats")
@@ -42,6 +47,7 @@ perturbations = 3
 every = 20
 by = "clients"
 """
+CLIENTS = [f"client-{index:04d}" for index in range(4)]
 BROKER = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
 pytestmark = pytest.mark.skipif(BROKER is None, reason="needs nats-server (the extra network)")
 
@@ -56,9 +62,12 @@ def free_port() -> int:
 class Federation:
     """The processes of one test, all of them ended with it."""
 
-    def __init__(self, folder: Path, text: str = RECIPE) -> None:
+    def __init__(self, folder: Path, text: str = RECIPE, secure: bool = False) -> None:
         self.folder = folder
         self.port = free_port()
+        self.kits = folder / "kits" if secure else None
+        if self.kits is not None:
+            kit.make(self.kits, "trial", CLIENTS, port=self.port)
         self.recipe = folder / "recipe.toml"
         self.recipe.write_text(text)
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -67,6 +76,11 @@ class Federation:
     def broker(self) -> None:
         assert BROKER is not None
         store = str(self.folder / "store")
+        if self.kits is not None:
+            command = [BROKER, "--config", str(self.kits / "broker" / kit.CONFIGURATION)]
+            self.start("broker", command, self.kits / "broker")
+            self.until(self.listening)
+            return
         command = [BROKER, "--addr", "127.0.0.1", "--port", str(self.port), "--jetstream", "--store_dir", store]
         self.start("broker", command)
         self.until(self.listening)
@@ -79,17 +93,18 @@ class Federation:
         self.scalarfl("server", "server", str(self.recipe), "--out", str(self.folder / "server"), *options)
 
     def client(self, name: str, *options: str) -> None:
-        self.scalarfl(name, "client", str(self.recipe), "--name", name, *options)
+        self.scalarfl(name, "client", str(self.recipe), *(() if self.kits else ("--name", name)), *options)
 
     def scalarfl(self, name: str, *arguments: str) -> None:
-        address = f"nats://127.0.0.1:{self.port}"
-        self.start(name, [sys.executable, "-m", "scalarfl", *arguments, "--nats", address])
+        where = ["--nats", f"nats://127.0.0.1:{self.port}"] if self.kits is None else ["--kit", str(self.kits / name)]
+        self.start(name, [sys.executable, "-m", "scalarfl", *arguments, *where])
 
-    def start(self, name: str, command: list[str]) -> None:
+    def start(self, name: str, command: list[str], folder: Path | None = None) -> None:
         log = (self.folder / f"{name}.log").open("a")
         self.processes[name] = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            cwd=folder,
+        )  # fmt: skip
         log.close()
 
     def kill(self, name: str) -> None:
@@ -134,8 +149,8 @@ class Federation:
 def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
     made: list[Federation] = []
 
-    def make(text: str = RECIPE) -> Federation:
-        made.append(Federation(tmp_path, text))
+    def make(text: str = RECIPE, secure: bool = False) -> Federation:
+        made.append(Federation(tmp_path, text, secure))
         return made[-1]
 
     yield make
@@ -143,11 +158,11 @@ def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
         one.close()
 
 
-CLIENTS = [f"client-{index:04d}" for index in range(4)]
-
-
-def test_it_ends_with_the_simulation_s_digest(federation: Callable[..., Federation], tmp_path: Path) -> None:
-    made = federation()
+@pytest.mark.parametrize("secure", [False, True], ids=["loopback", "tls"])
+def test_it_ends_with_the_simulation_s_digest(
+    secure: bool, federation: Callable[..., Federation], tmp_path: Path
+) -> None:
+    made = federation(secure=secure)
     made.server("--minimum", "4")
     for name in CLIENTS:
         made.client(name)
@@ -227,6 +242,82 @@ def test_another_base_model_is_refused_on_both_sides(federation: Callable[..., F
     assert made.processes[CLIENTS[0]].returncode == 2
     assert "error: the server refuses: client 'client-0000' has another base model" in made.log(CLIENTS[0])
     assert "refused: client 'client-0000' has another base model" in made.log("server")
+
+
+def test_what_an_intruder_or_a_false_client_is_refused(federation: Callable[..., Federation], tmp_path: Path) -> None:
+    """No certificate, another's name, the ledger's subject, others' tasks; and messages that do not count."""
+    import nats
+
+    made = federation(secure=True)
+    assert made.kits is not None
+    made.server("--minimum", "2", "--deadline", "2")
+    for name in CLIENTS[:2]:
+        made.client(name)
+    made.until(lambda: made.rounds() >= 3)
+    folder = made.kits / CLIENTS[2]
+    own, names = kit.read(folder, "client"), Names("trial")
+    violations: list[str] = []
+
+    async def note(error: Exception) -> None:
+        violations.append(str(error))
+
+    async def intrude() -> None:
+        bare = ssl.create_default_context(cafile=str(folder / "authority.pem"))
+        with pytest.raises((nats.errors.Error, OSError, ssl.SSLError)):
+            await nats.connect(own.address, tls=bare, allow_reconnect=False, connect_timeout=3, error_cb=note)
+        link = await nats.connect(own.address, error_cb=note, **own.connection(folder))
+        tasks = await link.subscribe(names.task(CLIENTS[2]))
+        for subject in (names.records, names.reply(CLIENTS[0]), names.hello(CLIENTS[0]), names.task(CLIENTS[0])):
+            await link.publish(subject, b"forged")
+        await link.subscribe(names.task(CLIENTS[0]))
+        await link.subscribe("scalarfl.>")
+        await link.publish(names.reply(CLIENTS[2]), b"malformed")
+        await link.publish(names.reply(CLIENTS[2]), bytes(3 << 20))
+        for round_ in (0, made.rounds() + 100):
+            late = encode(RoundReply(CLIENTS[2], round_, 10, pack(np.ones(3, dtype=np.float32))))
+            await link.publish(names.reply(CLIENTS[2]), late)
+        answer = await link.request(names.hello(CLIENTS[2]), b"nonsense", timeout=5)
+        assert answer.data.startswith(b"!not a valid Hello")
+        await link.flush()
+        await asyncio.sleep(0.5)
+        assert tasks.pending_msgs == 0
+        await link.close()
+
+    asyncio.run(intrude())
+    made.result("server")
+    assert len({str(made.result(name)["digest"]) for name in CLIENTS[:2]}) == 1
+    denied = [text for text in violations if "permissions violation" in text.lower()]
+    assert len(denied) == 6, violations
+    with Ledger.open(tmp_path / "server" / "ledger.sqlite") as ledger:
+        reasons = {r.reason for _, audit in ledger.audits() for r in audit.rejected if r.client == CLIENTS[2]}
+    assert any("not a valid RoundReply" in reason for reason in reasons)
+    assert any("a reply for round 0 while" in reason for reason in reasons)
+    assert "dropped 3145728 bytes from 'client-0002'" in made.log("server")
+
+
+def test_kits(tmp_path: Path) -> None:
+    kit.make(tmp_path / "kits", "trial", ["alpha", "beta"])
+    assert sorted(path.name for path in (tmp_path / "kits").iterdir()) == [
+        "alpha",
+        "authority",
+        "beta",
+        "broker",
+        "server",
+    ]
+    for name in ("alpha", "beta", "server"):
+        folder = tmp_path / "kits" / name
+        assert (folder / "key.pem").stat().st_mode & 0o077 == 0
+        assert "scalarfl " in (folder / "START.txt").read_text()
+    assert kit.read(tmp_path / "kits" / "alpha", "client").name == "alpha"
+    with pytest.raises(InputError, match="it is a client's kit, and a server is being started"):
+        kit.read(tmp_path / "kits" / "alpha", "server")
+    with pytest.raises(InputError, match="no kit can be read"):
+        kit.read(tmp_path, "server")
+    with pytest.raises(InputError, match="there is something already"):
+        kit.make(tmp_path / "kits", "trial", ["alpha"])
+    for clients in ([], ["a", "a"], ["a.b"]):
+        with pytest.raises(InputError, match="accepted are"):
+            kit.make(tmp_path / "other", "trial", clients)
 
 
 def test_addresses_and_names() -> None:

@@ -1,7 +1,7 @@
 """The server and a client as processes: from a recipe and an address to the end of the federation."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,13 @@ def serve(
     minimum: int | None = None,
     quorum: int = 1,
     deadline: float = 60.0,
+    connection: Mapping[str, Any] | None = None,
     watch: "Callable[[Hub], None] | None" = None,
 ) -> str:
     """Run the server until the recipe's rounds are on record; returns the ledger's head. Started again, it goes on.
 
-    minimum: clients that must be present before a round begins; the recipe's cohort where None. Raises InputError
+    minimum: clients that must be present before a round begins; the recipe's cohort where None. connection: more
+    arguments for the connection, such as a kit's. Raises InputError
     where the folder holds another federation's ledger.
     """
     from scalarfl.network.hub import Hub
@@ -51,7 +53,7 @@ def serve(
             announced.evaluate_every,
             watch,
         )
-        asyncio.run(hub.run(address))
+        asyncio.run(hub.run(address, **(connection or {})))
         return ledger.head.hex()
 
 
@@ -75,7 +77,14 @@ def _opened(path: Path, header: Header) -> Ledger:
 
 
 def take_part(
-    recipe: Path, overrides: Sequence[str], address: str, name: str, data: Path | None, *, run: str
+    recipe: Path,
+    overrides: Sequence[str],
+    address: str,
+    name: str,
+    data: Path | None,
+    *,
+    run: str,
+    connection: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run a client until the federation is done; returns its name, rounds and digest.
 
@@ -116,5 +125,5 @@ def take_part(
 
     probe = Probe(replica, prepared.task.loss)
     client = Client(name, own, probe, made, loaded.federation.batch_size, measure)
-    asyncio.run(Site(client, Names(run)).run(address))
+    asyncio.run(Site(client, Names(run)).run(address, **(connection or {})))
     return {"client": name, "rounds": replica.position, "digest": replica.digest()}
