@@ -169,9 +169,11 @@ def collect() -> None:
         if result is not None:
             note = out / "sweep.json"
             sweep = {"train_loss_after_sweep": json.loads(note.read_text())["loss"]} if note.exists() else {}
-            found[out.name] = {key: value for key, value in result.items() if key != "model"} | sweep
+            found[out.name] = {"accuracy": result["curve"][-1][1]} | result | {"model": "MiniLM-L6"} | sweep
     (RESULTS / "sst2.json").write_text(json.dumps(found, indent=1) + "\n")
-    shown = [result | {"method": name} for name, result in found.items() if result["rounds"] > SHORT]
+    longest = {name: result for name, result in found.items() if result["rounds"] > SHORT or "task" not in result}
+    shown = [result | {"method": name.partition("-0.")[0]} for name, result in longest.items()]
+    shown.sort(key=lambda result: "task" not in result)
     report.plot(shown, RESULTS / "sst2.png")
     for name, result in found.items():
         last = result["curve"][-1]
