@@ -272,6 +272,13 @@ def test_ones_own_texts(suffix: str, tmp_path: Path) -> None:
     assert again.test == source.test
 
 
+def test_labels_may_be_true_and_false(tmp_path: Path) -> None:
+    path = put(tmp_path / "mine.jsonl", [{"text": "x", "label": bool(index % 2)} for index in range(8)])
+    source = collect(wanted(file=str(path)))
+    assert source.words == ("false", "true")
+    assert {row.label for row in [*source.train, *source.test]} == {0, 1}
+
+
 def test_one_file_a_client(tmp_path: Path) -> None:
     for name in "cab":
         put(tmp_path / "clients" / f"{name}.jsonl", TEXTS[: 4 if name == "a" else 8])

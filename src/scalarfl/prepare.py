@@ -13,7 +13,7 @@ from scalarfl import language, models, selection
 from scalarfl.aggregate import pooled
 from scalarfl.client import Dataset
 from scalarfl.errors import InputError, nearest, shown
-from scalarfl.language import Head, Lora, Sentences, Source
+from scalarfl.language import Head, HeadName, Lora, Sentences, Source
 from scalarfl.ledger import Header
 from scalarfl.objective import Score
 from scalarfl.recipe import Mask, ModelSection, Recipe
@@ -99,6 +99,7 @@ class Loaded:
 
     model: nn.Module
     tokenizer: Any = None
+    head_name: HeadName = "auto"
     head: Head | None = None
 
 
@@ -116,10 +117,10 @@ def load_model(recipe: Recipe, source: Source | None = None) -> Loaded:
         model = models.build(section.name, inputs, classes, recipe.federation.seed, section.hidden)
         return Loaded(model.to(where))
     source = language.collect(recipe.task, examples=False) if source is None else source
-    head = language.head_of(language.read_config(section.name, section.revision), section.head)
+    name = language.head_of(language.read_config(section.name, section.revision), section.head)
     model = language.load(
         section.name,
-        head,
+        name,
         classes=len(source.words),
         dtype=section.dtype,
         device=where,
@@ -128,15 +129,13 @@ def load_model(recipe: Recipe, source: Source | None = None) -> Loaded:
         revision=section.revision,
     )
     tokenizer = language.read_tokenizer(section.name, section.revision)
-    return Loaded(model, tokenizer, _head(recipe, model, tokenizer, source))
+    return Loaded(model, tokenizer, name, _head(recipe, name, model, tokenizer, source))
 
 
-def _head(recipe: Recipe, model: nn.Module, tokenizer: Any, source: Source) -> Head:
-    section = recipe.model
-    name = language.head_of(language.read_config(section.name, section.revision), section.head)
+def _head(recipe: Recipe, name: HeadName, model: nn.Module, tokenizer: Any, source: Source) -> Head:
     head = language.make_head(name, tokenizer, source, recipe.task.max_length)
     if isinstance(head, Sentences):
-        head.anchor(model, language.padding(tokenizer), Path(section.name))
+        head.anchor(model, language.padding(tokenizer), Path(recipe.model.name))
     return head
 
 
@@ -156,7 +155,7 @@ def prepare(recipe: Recipe, base: Loaded | None = None) -> Prepared:
         source = language.collect(recipe.task)
         sites, test_sites = source.sites, source.test_sites
         loaded = base or load_model(recipe, source)
-        head = loaded.head if base is None else _head(recipe, loaded.model, loaded.tokenizer, source)
+        head = loaded.head if base is None else _head(recipe, loaded.head_name, loaded.model, loaded.tokenizer, source)
         assert head is not None
         on_gpu = next(loaded.model.parameters()).device.type != "cpu"
         task = language.make_task(source, head, language.padding(loaded.tokenizer), in_one_piece=on_gpu)

@@ -3,7 +3,6 @@
 from scalarfl.errors import InputError
 from scalarfl.language.benchmarks import BENCHMARKS
 from scalarfl.language.heads import ANCHORS, Causal, Classifier, Head, Masked, Sentences
-from scalarfl.language.own import PROMPT
 from scalarfl.language.pretrained import (
     HeadName,
     Lora,
@@ -21,7 +20,6 @@ from scalarfl.language.task import ONE_PIECE, Texts, TextTask
 __all__ = [
     "ANCHORS",
     "BENCHMARKS",
-    "PROMPT",
     "Head",
     "HeadName",
     "Lora",

@@ -1,30 +1,27 @@
 """One's own data: JSONL, CSV, TSV or Parquet with text and label, prompt and completion, or chat messages."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from scalarfl.errors import InputError, shown
-from scalarfl.language.rows import Place, Records, Row, read
+from scalarfl.language.rows import Place, Row, read
 
 KINDS = {"classification": ("text", "label"), "completion": ("prompt", "completion"), "chat": ("messages",)}
 PROMPT = "{text}\nLabel:"
 
 
 class Labels:
-    """The names of the classes, in their order: given, or collected from the data."""
+    """The names of the classes, in their order."""
 
-    def __init__(self, names: Sequence[str] | None) -> None:
-        self.names = list(names) if names is not None else []
-        self._given = names is not None
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
 
     def index(self, place: Place, value: object) -> int:
-        """The class's number. Where names were given, another one is refused."""
-        name = str(value).lower() if isinstance(value, bool) else str(value)
+        """The class's number; another one than those named is refused."""
+        name = _label_name(value)
         if name not in self.names:
-            if self._given:
-                place.refuse(f"'label' is {shown(value)}; accepted: {', '.join(self.names)} (task.labels).")
-            self.names.append(name)
+            place.refuse(f"'label' is {shown(value)}; accepted: {', '.join(self.names)} (task.labels).")
         return self.names.index(name)
 
 
@@ -47,10 +44,14 @@ def rows(path: Path, labels: Labels, prompt: str | None) -> tuple[str, list[Row]
     return kind, found
 
 
-def collect_labels(records: Records) -> list[str]:
-    """All labels that occur, sorted: numbers by value."""
-    found = {str(record["label"]) for _, record in records if "label" in record}
+def label_names(files: Iterable[Path]) -> list[str]:
+    """All labels that occur in the files, sorted: numbers by value."""
+    found = {_label_name(record["label"]) for path in files for _, record in read(path) if "label" in record}
     return sorted(found, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+
+
+def _label_name(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _kind(path: Path, record: dict[str, object]) -> str:

@@ -44,15 +44,6 @@ class Lora:
     """Names of the layers to adapt; None for peft's choice for the architecture."""
 
 
-@dataclass(frozen=True)
-class Pretrained:
-    """A model, its tokenizer, and which head it is asked through."""
-
-    model: nn.Module
-    tokenizer: Any
-    head: HeadName
-
-
 def read_config(name: str, revision: str | None = None) -> Any:
     """The model's configuration: a small file. Raises InputError where there is no such model."""
     with _sentences(name):

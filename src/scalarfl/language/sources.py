@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from scalarfl.errors import InputError
 from scalarfl.language.benchmarks import BENCHMARKS
-from scalarfl.language.own import Labels, collect_labels, paths, rows
-from scalarfl.language.rows import Row, read
+from scalarfl.language.own import Labels, label_names, paths, rows
+from scalarfl.language.rows import Row
 from scalarfl.seeds import generator
 
 Indices = npt.NDArray[np.int64]
@@ -102,11 +102,7 @@ def _own(wanted: Wanted) -> Source:
         raise InputError(
             f"task.file = '{wanted.file}': two files have the same name; a client is named after its file."
         )
-    names = wanted.labels
-    if names is None:
-        found = sorted({label for path in [*files, *tests] for label in collect_labels(read(path))})
-        names = collect_labels((None, {"label": label}) for label in found)  # type: ignore[misc]
-    labels = Labels(names)
+    labels = Labels(label_names([*files, *tests]) if wanted.labels is None else wanted.labels)
     kinds: dict[str, Path] = {}
     train: list[Row] = []
     test: list[Row] = []

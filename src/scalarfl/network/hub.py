@@ -10,20 +10,17 @@ from functools import partial
 from typing import Any
 
 import nats
-from nats.errors import NoRespondersError, TimeoutError as NatsTimeoutError
 from nats.js.api import StreamConfig
-from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
+from nats.js.errors import APIError
 
 from scalarfl.errors import LedgerError, ProtocolError
 from scalarfl.ledger import Audit, Ledger, link
 from scalarfl.messages import MAX_BYTES, Hello, Update, decode, encode
+from scalarfl.network.broker import RETRY, TROUBLE, persistently
 from scalarfl.network.names import ABSENT_AFTER, REFUSED, SAY_HELLO, Names, client_of
 from scalarfl.server import Server
 
 log = logging.getLogger("scalarfl.network")
-
-_BROKER_TROUBLE = (nats.errors.Error, APIError, NoStreamResponseError, NatsTimeoutError, OSError)
-RETRY = 0.5  # seconds
 
 
 @dataclass
@@ -75,23 +72,23 @@ class Hub:
                 await client.publish(self.names.done, str(self.rounds).encode())
                 await asyncio.sleep(RETRY)
         finally:
-            with contextlib.suppress(*_BROKER_TROUBLE):
+            with contextlib.suppress(*TROUBLE):
                 await asyncio.wait_for(client.close(), 5)
 
     async def _reconcile(self, stream: Any) -> None:
         """Let ledger and stream hold the same records: either rebuilds the other."""
-        await _persistently(
+        await persistently(
             lambda: stream.add_stream(
                 StreamConfig(
                     name=self.names.stream, subjects=[self.names.records], max_msg_size=MAX_BYTES, deny_delete=True
                 )
             )
         )
-        info = await _persistently(lambda: stream.stream_info(self.names.stream))
+        info = await persistently(lambda: stream.stream_info(self.names.stream))
         held: int = info.state.messages
         trail = self.ledger.header.digest()
         for number in range(held):
-            message = await _persistently(partial(stream.get_msg, self.names.stream, number + 1))
+            message = await persistently(partial(stream.get_msg, self.names.stream, number + 1))
             if number >= self.ledger.rounds:
                 self.ledger.append(decode(message.data, Update), Audit([], [], [], [], []))
                 log.warning("round %d was in the stream alone; it is on the ledger again", number)
@@ -120,7 +117,7 @@ class Hub:
                         f"the stream '{self.names.stream}' has another record of round {round_}."
                     ) from None
 
-        await _persistently(once)
+        await persistently(once)
 
     async def _greet(self, message: Any) -> None:
         """Admit a client that is new or has come back, or refuse it with a sentence."""
@@ -152,10 +149,14 @@ class Hub:
         else:
             log.warning("dropped %d bytes from '%s'", len(message.data), client_of(message.subject))
 
-    async def _round(self, client: Any, stream: Any) -> None:
-        """One round: ask, wait for the replies or the deadline, record, publish."""
+    async def _enough(self) -> None:
+        """Wait until the clients that a round needs are present."""
         while len(self.present) < max(1, self.minimum):
             await asyncio.sleep(0.05)
+
+    async def _round(self, client: Any, stream: Any) -> None:
+        """One round: ask, wait for the replies or the deadline, record, publish."""
+        await self._enough()
         tasks = self.server.open_round(self.present)
         replies = await self._replies(client, tasks)
         sound = {name for name, _ in replies}
@@ -174,8 +175,7 @@ class Hub:
         done, every = self.ledger.rounds, self.evaluate_every
         if not every or self.ledger.evaluations(done) or (done % every and not last):
             return
-        while len(self.present) < max(1, self.minimum):
-            await asyncio.sleep(0.05)
+        await self._enough()
         tasks = self.server.open_evaluation(self.present)
         self.server.close_evaluation(await self._replies(client, tasks))
 
@@ -194,15 +194,3 @@ class Hub:
 
 _WRONG_LAST_SEQUENCE = 10071
 MAX_REPLY = 1 << 20
-
-
-async def _persistently(attempt: Callable[[], Any]) -> Any:
-    """The result of the attempt, repeated for as long as the broker cannot be reached."""
-    while True:
-        try:
-            return await attempt()
-        except NotFoundError:
-            raise
-        except (NoRespondersError, *_BROKER_TROUBLE) as error:
-            log.warning("the broker: %s; trying again", error or type(error).__name__)
-            await asyncio.sleep(RETRY)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from scalarfl.errors import InputError, LedgerError
 from scalarfl.ledger import Header, Ledger
-from scalarfl.network.announce import Announcement, announce
+from scalarfl.network.announce import announce
 from scalarfl.network.names import Names, check_address, check_client
 
 if TYPE_CHECKING:
     from scalarfl.network.hub import Hub
 
-LEDGER, ANNOUNCEMENT = "ledger.sqlite", "announcement.json"
+LEDGER = "ledger.sqlite"
 
 
 def serve(
@@ -39,7 +39,8 @@ def serve(
     from scalarfl.server import Server
 
     check_address(address)
-    announced = _announced(recipe, overrides, out)
+    announced = announce(recipe, overrides)
+    out.mkdir(parents=True, exist_ok=True)
     path = out / LEDGER
     with _opened(path, announced.header) as ledger:
         server = Server(ledger, lr=announced.lr, sampled=announced.sampled)
@@ -55,15 +56,6 @@ def serve(
         )
         asyncio.run(hub.run(address, **(connection or {})))
         return ledger.head.hex()
-
-
-def _announced(recipe: Path, overrides: Sequence[str], out: Path) -> Announcement:
-    import msgspec
-
-    out.mkdir(parents=True, exist_ok=True)
-    made = announce(recipe, overrides)
-    (out / ANNOUNCEMENT).write_bytes(msgspec.json.encode(made))
-    return made
 
 
 def _opened(path: Path, header: Header) -> Ledger:

@@ -8,18 +8,17 @@ from functools import partial
 from typing import Any
 
 import nats
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from scalarfl.client import Client
 from scalarfl.errors import ProtocolError
 from scalarfl.messages import Measure, Update, decode
+from scalarfl.network.broker import RETRY, TROUBLE, persistently
 from scalarfl.network.names import HERE_EVERY, REFUSED, SAY_HELLO, Names
 
 log = logging.getLogger("scalarfl.network")
 
-RETRY = 0.5  # seconds
 AT_ONCE = 500  # records held in memory while catching up
-_TROUBLE = (nats.errors.Error, APIError, OSError, asyncio.TimeoutError)
 
 
 @dataclass
@@ -47,13 +46,13 @@ class Site:
         finally:
             if alive is not None:
                 alive.cancel()
-            with contextlib.suppress(*_TROUBLE):
+            with contextlib.suppress(*TROUBLE):
                 await asyncio.wait_for(link.close(), 5)
 
     async def _live(self, link: Any) -> None:
         """Signs of life, also while a round is being answered."""
         while True:
-            with contextlib.suppress(*_TROUBLE):
+            with contextlib.suppress(*TROUBLE):
                 await link.publish(self.names.here(self.client.name), b"")
             await asyncio.sleep(HERE_EVERY)
 
@@ -72,7 +71,7 @@ class Site:
                 await self._catch_up(stream)
                 hello = await asyncio.to_thread(self.client.hello)
                 answer = await link.request(self.names.hello(self.client.name), hello, timeout=5)
-            except _TROUBLE:
+            except TROUBLE:
                 await asyncio.sleep(RETRY)
                 continue
             if answer.data.startswith(REFUSED):
@@ -98,7 +97,7 @@ class Site:
         except Exception:  # the user's data or model: this round is lost, the client is not
             log.exception("the round failed here; the next one may not")
             return
-        with contextlib.suppress(*_TROUBLE):
+        with contextlib.suppress(*TROUBLE):
             await link.publish(self.names.reply(self.client.name), reply)
 
     async def _catch_up(self, stream: Any, until: int | None = None) -> None:
@@ -119,18 +118,9 @@ class Site:
             stop = min(end, replica.position + AT_ONCE)
             updates = []
             for number in range(replica.position, stop):
-                record = await _fetched(partial(stream.get_msg, self.names.stream, number + 1))
+                record = await persistently(partial(stream.get_msg, self.names.stream, number + 1))
                 updates.append(decode(record.data, Update))
             await asyncio.to_thread(replica.apply, updates)
-
-
-async def _fetched(attempt: Any) -> Any:
-    """A record, waited for while the broker cannot be reached."""
-    while True:
-        try:
-            return await attempt()
-        except _TROUBLE:
-            await asyncio.sleep(RETRY)
 
 
 def _is_measure(message: bytes) -> bool:
