@@ -50,16 +50,23 @@ def build(
 
     hidden: widths of the MLP's hidden layers or channels of the CNN's stages; None for the model's default.
     """
-    if name == "logistic":
-        model = logistic(inputs, classes)
-    elif name == "mlp":
-        model = mlp(inputs, classes) if hidden is None else mlp(inputs, classes, hidden)
-    elif name == "cnn":
-        model = cnn(inputs, classes) if hidden is None else cnn(inputs, classes, hidden)
-    else:
-        raise InputError(f"model.name = '{name}': no such model; {nearest(name, ['cnn', 'mlp', 'logistic'])}")
+    model = architecture(name, inputs, classes, hidden)
     initialise(model, seed)
     return model
+
+
+def architecture(name: str, inputs: tuple[int, ...], classes: int, hidden: Sequence[int] | None = None) -> nn.Module:
+    """The same model with whatever weights torch gives it; inside ``torch.device("meta")``, with none."""
+    if name == "logistic":
+        return logistic(inputs, classes)
+    if name == "mlp":
+        return mlp(inputs, classes) if hidden is None else mlp(inputs, classes, hidden)
+    if name == "cnn":
+        return cnn(inputs, classes) if hidden is None else cnn(inputs, classes, hidden)
+    raise InputError(f"model.name = '{name}': no such model; {nearest(name, ['cnn', 'mlp', 'logistic'])}")
+
+
+PIECE = 2**18  # weights drawn at a time, a multiple of the generator's block of four
 
 
 def initialise(model: nn.Module, seed: int) -> None:
@@ -79,9 +86,16 @@ def initialise_modules(model: nn.Module, names: Collection[str], seed: int) -> N
         bound = torch.tensor(float(module.weight[0].numel())).sqrt().reciprocal()
         for part, tensor in enumerate((module.weight, module.bias)):
             if tensor is not None:
-                words = random_words(derive(seed, "weights", layer), part, 0, 0, -(-tensor.numel() // 4), tensor.device)
-                uniform = (words.view(-1)[: tensor.numel()] >> 8).float() * 2.0**-23 - 1  # 24 bits: exact
-                tensor.copy_((uniform * bound.to(tensor.device)).view_as(tensor))
+                _draw(tensor.view(-1), derive(seed, "weights", layer), part, bound.to(tensor.device))
+
+
+def _draw(flat: Tensor, seed: int, part: int, bound: Tensor) -> None:
+    """Fill a layer's tensor piece by piece: the generator's integers take many times the memory of the weights."""
+    for start in range(0, flat.numel(), PIECE):
+        piece = flat[start : start + PIECE]
+        words = random_words(seed, part, 0, start // 4, -(-piece.numel() // 4), flat.device)
+        uniform = (words.view(-1)[: piece.numel()] >> 8).float() * 2.0**-23 - 1  # 24 bits: exact
+        piece.copy_(uniform * bound)
 
 
 def base_digest(model: nn.Module) -> str:

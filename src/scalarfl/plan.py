@@ -164,7 +164,8 @@ def _skeleton(recipe: Recipe) -> tuple[nn.Module, Any]:
     section = recipe.model
     if section.name in FROM_SCRATCH:
         inputs, classes = SHAPES[recipe.task.name]
-        return models.build(section.name, inputs, classes, 0, section.hidden), None
+        with torch.device("meta"):
+            return models.architecture(section.name, inputs, classes, section.hidden), None
     config = language.read_config(section.name, section.revision)
     head = language.head_of(config, section.head)
     classes = len(language.collect(recipe.task, examples=False).words)
