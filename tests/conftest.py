@@ -1,12 +1,14 @@
 """One thread a process, since the tests themselves run side by side; the threading tests set their own number."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import tiny
+from federation import RECIPE, Federation
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
@@ -24,3 +26,17 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small task in the form of GLUE's SST-2."""
     return tiny.sst2(tmp_path_factory.mktemp("data") / "sst2")
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
+    """Makes a federation's processes; whatever still runs is ended with the test."""
+    made: list[Federation] = []
+
+    def make(text: str = RECIPE, secure: bool = False) -> Federation:
+        made.append(Federation(tmp_path, text, secure))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

@@ -17,7 +17,7 @@ LAYERS = [
     {"methods", "messages", "aggregate", "objective", "partial"},
     {"ledger", "models", "selection"},
     {"replica", "overlay"},
-    {"probe"},
+    {"probe", "snapshot"},
     {"client", "server"},
     {"simulation", "tasks"},
     {"recipe", "report", "language"},

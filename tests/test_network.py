@@ -1,161 +1,24 @@
 """Real processes and a real broker on loopback: the simulation's digest, and one digest after everything was killed."""
 
 import asyncio
-import json
-import os
-import shutil
-import signal
-import socket
 import ssl
-import subprocess
-import sys
-import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scalarfl import InputError, Ledger, ScalarflError, recipe as recipes, run
-from scalarfl.messages import RoundReply, encode, pack
+import tiny
+from federation import BROKER, CLIENTS, RECIPE, Federation
+from scalarfl import InputError, Ledger, recipe as recipes, run
+from scalarfl.bench.proxy import Proxy
+from scalarfl.messages import PROTOCOL, Hello, RoundReply, RoundTask, decode, encode, pack
 from scalarfl.network import kit
 from scalarfl.network.names import Names, check_address, check_client, client_of
 
 pytest.importorskip("nats")
-
-RECIPE = """
-[model]
-name = "mlp"
-hidden = [64]
-
-[task]
-name = "digits"
-
-[federation]
-clients = 4
-sampled = 2
-rounds = 40
-batch_size = 64
-
-[method]
-name = "hiso"
-lr = 1e-2
-perturbations = 3
-
-[evaluation]
-every = 20
-by = "clients"
-"""
-CLIENTS = [f"client-{index:04d}" for index in range(4)]
-BROKER = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
 pytestmark = pytest.mark.skipif(BROKER is None, reason="needs nats-server (the extra network)")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Federation:
-    """The processes of one test, all of them ended with it."""
-
-    def __init__(self, folder: Path, text: str = RECIPE, secure: bool = False) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self.kits = folder / "kits" if secure else None
-        if self.kits is not None:
-            kit.make(self.kits, "trial", CLIENTS, port=self.port)
-        self.recipe = folder / "recipe.toml"
-        self.recipe.write_text(text)
-        self.processes: dict[str, subprocess.Popen[str]] = {}
-        self.broker()
-
-    def broker(self) -> None:
-        assert BROKER is not None
-        store = str(self.folder / "store")
-        if self.kits is not None:
-            command = [BROKER, "--config", str(self.kits / "broker" / kit.CONFIGURATION)]
-            self.start("broker", command, self.kits / "broker")
-            self.until(self.listening)
-            return
-        command = [BROKER, "--addr", "127.0.0.1", "--port", str(self.port), "--jetstream", "--store_dir", store]
-        self.start("broker", command)
-        self.until(self.listening)
-
-    def listening(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def server(self, *options: str) -> None:
-        self.scalarfl("server", "server", str(self.recipe), "--out", str(self.folder / "server"), *options)
-
-    def client(self, name: str, *options: str) -> None:
-        self.scalarfl(name, "client", str(self.recipe), *(() if self.kits else ("--name", name)), *options)
-
-    def scalarfl(self, name: str, *arguments: str) -> None:
-        where = ["--nats", f"nats://127.0.0.1:{self.port}"] if self.kits is None else ["--kit", str(self.kits / name)]
-        self.start(name, [sys.executable, "-m", "scalarfl", *arguments, *where])
-
-    def start(self, name: str, command: list[str], folder: Path | None = None) -> None:
-        log = (self.folder / f"{name}.log").open("a")
-        self.processes[name] = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-            cwd=folder,
-        )  # fmt: skip
-        log.close()
-
-    def kill(self, name: str) -> None:
-        process = self.processes.pop(name)
-        process.send_signal(signal.SIGKILL)
-        process.wait(10)
-        assert process.stdout is not None
-        process.stdout.close()
-
-    def result(self, name: str, timeout: float = 120) -> dict[str, object]:
-        out, _ = self.processes[name].communicate(timeout=timeout)
-        assert self.processes[name].returncode == 0, self.log(name)
-        found = json.loads(out.splitlines()[-1])
-        assert isinstance(found, dict)
-        return found
-
-    def rounds(self) -> int:
-        path = self.folder / "server" / "ledger.sqlite"
-        try:
-            with Ledger.open(path) as ledger:
-                return ledger.rounds
-        except ScalarflError:  # not there yet, or just being made
-            return 0
-
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text()
-
-    def until(self, true: Callable[[], bool], timeout: float = 120) -> None:
-        ends = time.monotonic() + timeout
-        while not true():
-            assert time.monotonic() < ends, {name: self.log(name)[-800:] for name in self.processes}
-            time.sleep(0.05)
-
-    def close(self) -> None:
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-
-
-@pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
-    made: list[Federation] = []
-
-    def make(text: str = RECIPE, secure: bool = False) -> Federation:
-        made.append(Federation(tmp_path, text, secure))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["loopback", "tls"])
@@ -180,38 +43,61 @@ def test_it_ends_with_the_simulation_s_digest(
     assert "torch" not in made.log("server")
 
 
-def test_everything_is_killed_once_and_a_client_joins_late(
-    federation: Callable[..., Federation], tmp_path: Path
+def test_a_language_model_over_tls(
+    federation: Callable[..., Federation], tiny_models: dict[str, Path], sst2: Path, tmp_path: Path
 ) -> None:
-    text = RECIPE.replace("rounds = 40", "rounds = 500").replace("perturbations = 3", "perturbations = 40")
-    made = federation(text.replace("every = 20", "every = 200"))
-    options = ("--minimum", "2", "--deadline", "3")
-    made.server(*options)
+    made = federation(tiny.recipe(tiny_models["opt"], sst2, federation_sampled=3, model_trainable="lora"), secure=True)
+    made.server()
     for name in CLIENTS[:3]:
         made.client(name)
-    made.until(lambda: made.rounds() >= 5)
+    made.result("server")
+    simulated = run.run(recipes.load(made.recipe), tmp_path / "simulated")
+    assert {str(made.result(name)["digest"]) for name in CLIENTS[:3]} == {simulated["digest"]}
 
-    made.kill(CLIENTS[0])
-    made.client(CLIENTS[0])
-    made.client(CLIENTS[3])  # joins late
-    reached = made.rounds()
-    made.kill("server")
-    made.server(*options)
-    made.until(lambda: made.rounds() > reached + 5)
-    made.kill("broker")
-    time.sleep(1)
-    made.broker()
-    reached = made.rounds()
-    made.until(lambda: made.rounds() > reached + 5)
-    made.until(lambda: "welcome" in made.log(CLIENTS[3]))
-    made.kill("server")
-    made.server(*options)
 
-    head = made.result("server", 200)["ledger_head"]
-    ends = [made.result(name) for name in CLIENTS]
+def test_everything_is_killed_and_a_client_joins_late(federation: Callable[..., Federation], tmp_path: Path) -> None:
+    text = RECIPE.replace("rounds = 40", "rounds = 600").replace("perturbations = 3", "perturbations = 40")
+    made = federation(text.replace("every = 20", "every = 300"))
+    options = ("--minimum", "2", "--deadline", "3")
+
+    def goes_on() -> None:
+        reached = made.rounds()
+        made.until(lambda: made.rounds() > reached + 5)
+
+    with Proxy(made.port) as proxy:
+        made.reached = proxy.port
+        for name in CLIENTS[:3]:  # through the proxy
+            made.client(name)
+        made.reached = made.port
+        made.server(*options)
+        goes_on()
+        for name in CLIENTS[:3]:
+            made.kill(name)
+            made.reached = proxy.port
+            made.client(name)
+            goes_on()
+        made.reached = made.port
+        made.client(CLIENTS[3])  # joins late
+        made.kill("server")
+        made.server(*options)
+        goes_on()
+        made.kill("broker")
+        time.sleep(1)
+        made.broker()
+        goes_on()
+        made.until(lambda: "welcome" in made.log(CLIENTS[3]))
+        made.kill("server")
+        made.server(*options)
+        proxy.cut()
+        time.sleep(10)
+        proxy.mend()
+        goes_on()
+
+        head = made.result("server", 200)["ledger_head"]
+        ends = [made.result(name) for name in CLIENTS]
     assert len({str(end["digest"]) for end in ends}) == 1
     with Ledger.open(tmp_path / "server" / "ledger.sqlite") as ledger:  # opening checks the chain
-        assert (ledger.rounds, ledger.head.hex()) == (500, head)
+        assert (ledger.rounds, ledger.head.hex()) == (600, head)
         took_part = {p.client for _, audit in ledger.audits("round") for p in audit.participants}
     assert took_part == set(CLIENTS)
 
@@ -250,9 +136,9 @@ def test_what_an_intruder_or_a_false_client_is_refused(federation: Callable[...,
 
     made = federation(secure=True)
     assert made.kits is not None
-    made.server("--minimum", "2", "--deadline", "2")
+    made.server("--minimum", "2", "--deadline", "2", "-s", "federation.rounds=1500", "-s", "federation.sampled=3")
     for name in CLIENTS[:2]:
-        made.client(name)
+        made.client(name, "-s", "federation.rounds=1500")
     made.until(lambda: made.rounds() >= 3)
     folder = made.kits / CLIENTS[2]
     own, names = kit.read(folder, "client"), Names("trial")
@@ -280,7 +166,26 @@ def test_what_an_intruder_or_a_false_client_is_refused(federation: Callable[...,
         assert answer.data.startswith(b"!not a valid Hello")
         await link.flush()
         await asyncio.sleep(0.5)
-        assert tasks.pending_msgs == 0
+        assert not any(message.data != b"?" for message in [await tasks.next_msg() for _ in range(tasks.pending_msgs)])
+
+        with Ledger.open(tmp_path / "server" / "ledger.sqlite") as ledger:  # now with a good hello, in rounds
+            contract, trail = ledger.header.contract(), ledger.header.digest()[:8]
+        hello = encode(Hello(PROTOCOL, CLIENTS[2], **contract, position=0, trail=trail))
+        assert not (await link.request(names.hello(CLIENTS[2]), hello, timeout=5)).data.startswith(b"!")
+        told = 0
+        while told < 4:
+            await link.publish(names.here(CLIENTS[2]), b"")
+            message = (await tasks.next_msg(timeout=20)).data
+            if message == b"?":
+                continue
+            round_, good = decode(message, RoundTask).round, np.ones(3, dtype=np.float32)
+            if told % 2:
+                await link.publish(names.reply(CLIENTS[2]), encode(RoundReply(CLIENTS[2], round_, 10, pack(good))))
+                await link.publish(names.reply(CLIENTS[2]), encode(RoundReply(CLIENTS[2], round_, 10, pack(good))))
+            else:
+                bad = np.array([1, np.nan, 1], dtype=np.float32)
+                await link.publish(names.reply(CLIENTS[2]), encode(RoundReply(CLIENTS[2], round_, 10, pack(bad))))
+            told += 1
         await link.close()
 
     asyncio.run(intrude())
@@ -292,6 +197,8 @@ def test_what_an_intruder_or_a_false_client_is_refused(federation: Callable[...,
         reasons = {r.reason for _, audit in ledger.audits() for r in audit.rejected if r.client == CLIENTS[2]}
     assert any("not a valid RoundReply" in reason for reason in reasons)
     assert any("a reply for round 0 while" in reason for reason in reasons)
+    assert any("1 of 3 scalars are not finite" in reason for reason in reasons)
+    assert any("a second reply" in reason or "while round" in reason for reason in reasons)
     assert "dropped 3145728 bytes from 'client-0002'" in made.log("server")
 
 
@@ -302,20 +209,21 @@ def test_kits(tmp_path: Path) -> None:
         "authority",
         "beta",
         "broker",
+        "observer",
         "server",
     ]
-    for name in ("alpha", "beta", "server"):
+    for name in ("alpha", "beta", "observer", "server"):
         folder = tmp_path / "kits" / name
         assert (folder / "key.pem").stat().st_mode & 0o077 == 0
         assert "scalarfl " in (folder / "START.txt").read_text()
     assert kit.read(tmp_path / "kits" / "alpha", "client").name == "alpha"
-    with pytest.raises(InputError, match="it is a client's kit, and a server is being started"):
+    with pytest.raises(InputError, match="it is the kit of a client, and a server is being started"):
         kit.read(tmp_path / "kits" / "alpha", "server")
     with pytest.raises(InputError, match="no kit can be read"):
         kit.read(tmp_path, "server")
     with pytest.raises(InputError, match="there is something already"):
         kit.make(tmp_path / "kits", "trial", ["alpha"])
-    for clients in ([], ["a", "a"], ["a.b"]):
+    for clients in ([], ["a", "a"], ["a.b"], ["a", "server"]):
         with pytest.raises(InputError, match="accepted are"):
             kit.make(tmp_path / "other", "trial", clients)
 

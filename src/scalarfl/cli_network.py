@@ -1,20 +1,23 @@
 """The commands of a federation over a network."""
 
+import contextlib
 import json
 import logging
+import os
 import shutil
-import subprocess
-import sys
 import sysconfig
+import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from scalarfl.errors import InputError
 
 if TYPE_CHECKING:
-    from scalarfl.network.hub import Hub
+    from scalarfl.network.status import Status
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, the same at every party.")]
 Setting = Annotated[
@@ -26,6 +29,16 @@ KitFolder = Annotated[
     Path | None,
     typer.Option("--kit", help="A party's kit, from `scalarfl network init`: address, run, name, identity."),
 ]
+
+
+class LogFormat(StrEnum):
+    """How the log on standard error is written."""
+
+    text = "text"
+    json = "json"
+
+
+Log = Annotated[LogFormat, typer.Option(help="The log on standard error: lines for people, or JSON lines.")]
 LOOPBACK = "nats://127.0.0.1:4222"
 
 
@@ -41,12 +54,17 @@ def server(
     ] = None,
     quorum: Annotated[int, typer.Option(min=1, help="Replies that a round needs at its deadline.")] = 1,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds that a round waits for its replies.")] = 60.0,
+    metrics: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port for Prometheus, on this machine alone.")
+    ] = None,
+    log: Log = LogFormat.text,
 ) -> None:
     """Run a federation's server: it holds the ledger, seeds and scalars, and no model."""
     from scalarfl.network.kit import read
+    from scalarfl.network.logs import configure
     from scalarfl.network.processes import serve
 
-    _log()
+    configure(log.value)
     own = None if kit is None else read(kit, "server")
     head = serve(
         recipe,
@@ -58,6 +76,7 @@ def server(
         minimum=minimum,
         quorum=quorum,
         deadline=deadline,
+        metrics=metrics,
         watch=_said,
     )
     print(json.dumps({"ledger_head": head}))
@@ -69,14 +88,17 @@ def client(
     address: Address = LOOPBACK,
     kit: KitFolder = None,
     data: Annotated[Path | None, typer.Option(help="This client's own file; else its share of the task.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for its snapshot; by default runs/NAME.")] = None,
     run: RunName = None,
     setting: Setting = None,
+    log: Log = LogFormat.text,
 ) -> None:
     """Run one client: its data stay here, and nothing but a few scalars leaves."""
     from scalarfl.network.kit import read
+    from scalarfl.network.logs import configure
     from scalarfl.network.processes import take_part
 
-    _log()
+    configure(log.value)
     own = None if kit is None else read(kit, "client")
     known = name if own is None else own.name
     if known is None:
@@ -87,6 +109,7 @@ def client(
         address if own is None else own.address,
         known,
         data,
+        out=Path("runs") / known if out is None else out,
         run=run or recipe.stem if own is None else own.run,
         connection=None if own is None or kit is None else own.connection(kit),
     )
@@ -121,27 +144,66 @@ def start(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback interface.")] = 4222,
 ) -> None:
     """Run a NATS broker: with a kit as that says, else for a trial on the loopback interface alone."""
+    from scalarfl.network.kit import CONFIGURATION
+
     program = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
+    if kit is not None and not (kit / CONFIGURATION).is_file():
+        raise InputError(f"--kit {kit}: no broker's kit is there; `scalarfl network init` writes one.")
     if program is None:
         raise InputError("no nats-server is installed: pip install 'scalarfl[network]', or use a NATS of your own.")
-    if kit is not None:
-        raise typer.Exit(subprocess.run([program, "--config", "broker.conf"], cwd=kit, check=False).returncode)
     command = [program, "--addr", "127.0.0.1", "--port", str(port), "--jetstream", "--store_dir", str(store)]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    if kit is not None:
+        command = [program, "--config", CONFIGURATION]
+        os.chdir(kit)
+    os.execv(program, command)  # from here on this process is the broker, and ends with whoever ends it
 
 
-def _log() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+def status(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The federation's name; a kit has it.")] = None,
+    address: Address = LOOPBACK,
+    kit: KitFolder = None,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, instead of until Ctrl-C or the end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, once.")] = False,
+) -> None:
+    """Show how a federation goes: rounds, who is present, what it measured, bytes, when it will be done."""
+    import asyncio
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from scalarfl.network.kit import read
+    from scalarfl.network.names import Names
+    from scalarfl.network.status import ask, shown
+
+    own = None if kit is None else read(kit, "observer")
+    name = run if own is None else own.run
+    if name is None:
+        raise InputError("RUN: missing; name the federation (a server's --run, by default its recipe's name).")
+    where, names = address if own is None else own.address, Names(name)
+    connection = {} if own is None or kit is None else own.connection(kit)
+    found = asyncio.run(ask(where, names, connection))
+    console = Console()
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+    elif once or not console.is_terminal:
+        console.print(shown(found))
+    else:
+        with Live(shown(found), console=console, auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
+            while found.round < found.rounds:
+                time.sleep(1)
+                found = asyncio.run(ask(where, names, connection))
+                live.update(shown(found), refresh=True)
 
 
-def _said(hub: "Hub") -> None:
-    done = hub.ledger.rounds
-    if done % 25 == 0 or done == hub.rounds:
-        logging.getLogger("scalarfl.network").info("round %d of %d, %d present", done, hub.rounds, len(hub.present))
+def _said(now: "Status") -> None:
+    left = "" if now.seconds_left is None else ", %(seconds_left).0f s left"
+    fields = {"round": now.round, "rounds": now.rounds, "present": len(now.present), "seconds_left": now.seconds_left}
+    logging.getLogger("scalarfl.network").info("round %(round)d of %(rounds)d, %(present)d present" + left, fields)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command()(server)
     app.command()(client)
+    app.command()(status)
     app.add_typer(network, name="network")

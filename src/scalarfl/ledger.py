@@ -158,7 +158,8 @@ class Ledger:
         """Rounds on record."""
         self.trail = genesis
         self.head = genesis
-        self._entries = 0
+        self.entries = 0
+        """Rounds and evaluations on record."""
         self._payloads = [0]  # cumulative, by rounds
         self._trails = [self.trail]  # by rounds
         try:
@@ -227,10 +228,15 @@ class Ledger:
         )
         return [body for (body,) in rows]
 
-    def audits(self, kind: Literal["round", "evaluation"] | None = None) -> Iterator[tuple[int, Audit]]:
-        """(round, audit) of every round and of every evaluation that clients made, in order; or of one kind alone."""
+    def audits(self, kind: Literal["round", "evaluation"] | None = None, after: int = 0) -> Iterator[tuple[int, Audit]]:
+        """(round, audit) of every round and of every evaluation that clients made, in order; or of one kind alone.
+
+        after: leave out so many entries of the ledger, of whatever kind.
+        """
         rows = self._db.execute(
-            "SELECT round, audit FROM entries WHERE kind = ifnull(?, kind) AND length(audit) > 0 ORDER BY id", (kind,)
+            "SELECT round, audit FROM entries "
+            "WHERE kind = ifnull(?, kind) AND length(audit) > 0 AND id > ? ORDER BY id",
+            (kind, after),
         )
         for number, audit in rows:
             yield number, msgspec.msgpack.decode(audit, type=Audit)
@@ -270,12 +276,12 @@ class Ledger:
             with self._db:
                 self._db.execute(
                     "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)",
-                    (self._entries + 1, kind, number, body, audit, head),
+                    (self.entries + 1, kind, number, body, audit, head),
                 )
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: cannot write round {number}: {error}; nothing of it was kept.") from None
         self.head = head
-        self._entries += 1
+        self.entries += 1
 
     def _extend(self, update: Update, body: bytes) -> None:
         self.trail = link(self.trail, body)
@@ -322,7 +328,7 @@ class Ledger:
                 if update.round != self.rounds or round_ != self.rounds:
                     raise VerificationError(f"{where}: expected round {self.rounds}.")
                 self._extend(update, body)
-            self.head, self._entries = head, expected
+            self.head, self.entries = head, expected
 
 
 def _connect(path: Path | None, *, write: bool) -> tuple[sqlite3.Connection, FileLock | None]:

@@ -140,11 +140,21 @@ class Measured(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
     """The replica's digest, 32 bytes."""
 
 
+class Failed(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=8):
+    """Instead of a reply: the client could not do what it was asked, so that nobody waits for it."""
+
+    client: Name
+    round: Count
+    reason: Annotated[str, msgspec.Meta(max_length=200)]
+    """The kind of error alone: what it says may hold data."""
+
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 _encoder = msgspec.msgpack.Encoder()
+_KINDS = (Update, Hello, Welcome, RoundTask, RoundReply, Measure, Measured, Failed)
 _decoders: dict[type, msgspec.msgpack.Decoder[msgspec.Struct]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Update, Hello, Welcome, RoundTask, RoundReply, Measure, Measured)
+    kind: msgspec.msgpack.Decoder(kind) for kind in _KINDS
 }
 
 
@@ -164,6 +174,11 @@ def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
         raise ProtocolError(f"not a valid {kind.__name__}: {str(error).rstrip('.')}.") from None
     assert isinstance(message, kind)
     return message
+
+
+def claims(data: bytes, kind: type[msgspec.Struct]) -> bool:
+    """Whether the data say that they are such a message: an array of fewer than 16 elements, its tag the first."""
+    return len(data) > 1 and data[0] >> 4 == 9 and data[1] == kind.__struct_config__.tag
 
 
 def pack(scalars: npt.NDArray[np.float32]) -> bytes:

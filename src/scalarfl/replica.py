@@ -1,5 +1,6 @@
 """A replica: a model's trainable parameters, a method's state, and how far along the ledger they are."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -43,6 +44,10 @@ class Replica:
         """Rounds applied."""
         self.trail = b""
         """The chain over the updates applied; set to the ledger header's digest by ``begin``."""
+        self.genesis = b""
+        """That digest."""
+        self.seconds = 0.0
+        """Time spent in ``apply``, from which a snapshot's worth is judged."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -53,7 +58,7 @@ class Replica:
         """Tie the replica to a ledger, whose header has this digest, before its first update."""
         if self.position:
             raise ProtocolError(f"the replica has applied {self.position} rounds already.")
-        self.trail = genesis
+        self.trail = self.genesis = genesis
 
     def displace(
         self, index: int, out: Tensor, position: Tensor, begin: int, seed: int, step: int, perturbation: int, mu: float
@@ -92,6 +97,7 @@ class Replica:
                 raise ProtocolError(
                     f"round {update.round} does not follow: this replica has applied {self.position + offset} rounds."
                 )
+        began = time.perf_counter()
         moving = [update for update in updates if update.slots]
         if moving:
             self._replay(moving)
@@ -100,6 +106,7 @@ class Replica:
         for update in updates:
             self.trail = link(self.trail, encode(update))
         self.position += len(updates)
+        self.seconds += time.perf_counter() - began
 
     def _replay(self, updates: Sequence[Update]) -> None:
         """Carry all coordinates through the updates, the fastest way the method allows; all give the same bits."""
@@ -180,10 +187,25 @@ class Replica:
 
     def digest(self) -> str:
         """SHA-256 over the trained parameters, the method's state and the position: equal replicas, equal digests."""
+        return digest_tensors(self.content())
+
+    def content(self) -> list[tuple[str, Tensor]]:
+        """All that the digest is taken of, by name and in its order: what a snapshot keeps."""
         named = [*zip(self.layout.names, self.tensors, strict=True), ("position", torch.tensor(self.position))]
         for name, state in zip(self.layout.names, self.state, strict=True):
             named += [(f"{name}:{key}", value) for key, value in sorted(state.items())]
-        return digest_tensors(named)
+        return named
+
+    @torch.no_grad()
+    def restore(self, kept: Callable[[str], Tensor], trail: bytes) -> None:
+        """Go where another replica of the same ledger was. kept: its ``content`` by name; nothing of it is checked."""
+        for name, part, x, state in zip(self.layout.names, self.parts, self.tensors, self.state, strict=True):
+            x.copy_(kept(name))
+            part.put(x)
+            for key, value in state.items():
+                there = kept(f"{name}:{key}").to(value.device)
+                state[key] = value.copy_(there) if value.ndim else there
+        self.position, self.trail = int(kept("position")), trail
 
 
 def sliced(state: State, part: slice) -> State:

@@ -14,6 +14,7 @@ from scalarfl.errors import ProtocolError
 from scalarfl.ledger import Admission, Audit, Direction, Evaluation, Ledger, Participant, Purpose, Rejection, Traffic
 from scalarfl.messages import (
     PROTOCOL,
+    Failed,
     Hello,
     Measure,
     Measured,
@@ -21,6 +22,7 @@ from scalarfl.messages import (
     RoundTask,
     Update,
     Welcome,
+    claims,
     decode,
     encode,
     pack,
@@ -80,6 +82,10 @@ class Server:
     def admitted(self) -> frozenset[str]:
         """Everybody who has said hello, in this run or before a restart."""
         return frozenset(self._positions)
+
+    def lag(self, client: str) -> int:
+        """Rounds on record that an admitted client is not known to have applied; it applies them when next asked."""
+        return self.ledger.rounds - self._positions[client]
 
     def open_round(self, present: Sequence[str]) -> dict[str, bytes]:
         """Sample the cohort from the admitted clients that are present; returns each one's encoded RoundTask."""
@@ -180,6 +186,7 @@ class Server:
 
     def _checked_measure(self, client: str, message: bytes, sound: Mapping[str, Measured]) -> Measured:
         """The measurement. Raises ProtocolError that says why it does not count."""
+        _raise_failure(message)
         reply = decode(message, Measured)
         if reply.client != client:
             raise ProtocolError(f"sent by '{client}' in the name of '{reply.client}'.")
@@ -213,6 +220,7 @@ class Server:
     def _checked(self, client: str, message: bytes) -> tuple[RoundReply, aggregate.Scalars]:
         """The reply and its scalars. Raises ProtocolError that says why it cannot go into the round."""
         header = self.ledger.header
+        _raise_failure(message)
         reply = decode(message, RoundReply)
         if reply.client != client:
             raise ProtocolError(f"sent by '{client}' in the name of '{reply.client}'.")
@@ -242,6 +250,12 @@ class Server:
             Traffic(*key, *(counted[*key, what] for what in ("messages", "payload", "serialized")))
             for key in sorted({(client, direction, purpose) for client, direction, purpose, _ in counted})
         ]
+
+
+def _raise_failure(message: bytes) -> None:
+    """Raise ProtocolError where a client says that it could not do what it was asked."""
+    if claims(message, Failed):
+        raise ProtocolError(f"it failed: {decode(message, Failed).reason}.")
 
 
 _CONTRACT = {

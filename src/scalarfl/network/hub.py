@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import nats
+import msgspec
 from nats.js.api import StreamConfig
 from nats.js.errors import APIError
 
 from scalarfl.errors import LedgerError, ProtocolError
 from scalarfl.ledger import Audit, Ledger, link
-from scalarfl.messages import MAX_BYTES, Hello, Update, decode, encode
-from scalarfl.network.broker import RETRY, TROUBLE, persistently
-from scalarfl.network.names import ABSENT_AFTER, REFUSED, SAY_HELLO, Names, client_of
+from scalarfl.messages import MAX_BYTES, Failed, Hello, Update, claims, decode, encode
+from scalarfl.network.broker import RETRY, TROUBLE, connect, persistently
+from scalarfl.network.metrics import expose
+from scalarfl.network.names import ABSENT_AFTER, HERE_EVERY, REFUSED, SAY_HELLO, Names, client_of
+from scalarfl.network.status import Monitor, Status
 from scalarfl.server import Server
 
 log = logging.getLogger("scalarfl.network")
@@ -38,10 +40,19 @@ class Hub:
     quorum: int = 1
     deadline: float = 60.0
     evaluate_every: int = 0
-    watch: Callable[["Hub"], None] | None = None
+    watch: Callable[[Status], None] | None = None
+    """Called with the status every few seconds while rounds go by, and after the last."""
+    metrics: int | None = None
+    """Port on the loopback interface for Prometheus."""
+    monitor: Monitor = field(init=False)
     _present: dict[str, float] = field(default_factory=dict)
     _client: Any = None
+    _awaited: dict[str, bytes] = field(default_factory=dict)
+    _watched: float = 0.0
     _inbox: "asyncio.Queue[tuple[str, bytes]]" = field(default_factory=asyncio.Queue)
+
+    def __post_init__(self) -> None:
+        self.monitor = Monitor(self.server, self.names, self.rounds)
 
     @property
     def ledger(self) -> Ledger:
@@ -56,7 +67,7 @@ class Hub:
 
     async def run(self, address: str, **connection: Any) -> None:
         """Connect, bring ledger and stream to the same point, run the rounds, say that it is done."""
-        client = await nats.connect(address, max_reconnect_attempts=-1, reconnect_time_wait=RETRY, **connection)
+        client = await connect(address, connection)
         try:
             stream = client.jetstream()
             await self._reconcile(stream)
@@ -64,16 +75,35 @@ class Hub:
             await client.subscribe(self.names.hello("*"), cb=self._greet)
             await client.subscribe(self.names.here("*"), cb=self._note)
             await client.subscribe(self.names.reply("*"), cb=self._receive)
+            await client.subscribe(self.names.status, cb=self._tell)
+            if self.metrics is not None:
+                expose(self.metrics, _from_a_thread(self.status))
             while self.ledger.rounds < self.rounds:
                 await self._measure(client)
                 await self._round(client, stream)
+                self._watch()
             await self._measure(client, last=True)
+            self._watch(last=True)
             for _ in range(3):  # said again for those who reconnect just then; hellos are answered likewise
                 await client.publish(self.names.done, str(self.rounds).encode())
                 await asyncio.sleep(RETRY)
         finally:
             with contextlib.suppress(*TROUBLE):
                 await asyncio.wait_for(client.close(), 5)
+
+    def status(self) -> Status:
+        """How it goes now."""
+        return self.monitor.status(self.present)
+
+    def _watch(self, last: bool = False) -> None:
+        now = time.monotonic()
+        if self.watch is not None and (last or now - self._watched > WATCH_EVERY):
+            self._watched = now
+            self.watch(self.status())
+
+    async def _tell(self, message: Any) -> None:
+        """Answer somebody who asks how it goes."""
+        await message.respond(msgspec.json.encode(self.status()))
 
     async def _reconcile(self, stream: Any) -> None:
         """Let ledger and stream hold the same records: either rebuilds the other."""
@@ -91,7 +121,7 @@ class Hub:
             message = await persistently(partial(stream.get_msg, self.names.stream, number + 1))
             if number >= self.ledger.rounds:
                 self.ledger.append(decode(message.data, Update), Audit([], [], [], [], []))
-                log.warning("round %d was in the stream alone; it is on the ledger again", number)
+                log.warning("round %(round)d was in the stream alone; it is on the ledger again", {"round": number})
             trail = link(trail, message.data)
         if trail != self.ledger.trail_at(held):
             raise LedgerError(
@@ -128,12 +158,17 @@ class Hub:
                 raise ProtocolError(f"sent by '{client}' in the name of '{hello.client}'.")
             answer = self.server.admit(message.data)
             if client not in self._present:
-                log.info("client '%s' is here, with %d rounds applied", client, hello.position)
+                log.info(
+                    "client '%(client)s' is here, with %(rounds)d rounds applied",
+                    {"client": client, "rounds": hello.position},
+                )
             self._present[client] = time.monotonic()
         except ProtocolError as error:
-            log.warning("refused: %s", error)
+            log.warning("refused: %(reason)s", {"reason": str(error), "client": client})
             answer = REFUSED + str(error).encode()
         await message.respond(answer)
+        if client in self._awaited and client in self._present:  # it was started again meanwhile, and knows of no task
+            await self._client.publish(self.names.task(client), self._awaited[client])
 
     async def _note(self, message: Any) -> None:
         """A client says that it is there; one that this process has not admitted is asked for its hello."""
@@ -147,7 +182,8 @@ class Hub:
         if len(message.data) <= MAX_REPLY:
             await self._inbox.put((client_of(message.subject), message.data))
         else:
-            log.warning("dropped %d bytes from '%s'", len(message.data), client_of(message.subject))
+            dropped = {"bytes": len(message.data), "client": client_of(message.subject)}
+            log.warning("dropped %(bytes)d bytes from '%(client)s'", dropped)
 
     async def _enough(self) -> None:
         """Wait until the clients that a round needs are present."""
@@ -159,16 +195,19 @@ class Hub:
         await self._enough()
         tasks = self.server.open_round(self.present)
         replies = await self._replies(client, tasks)
-        sound = {name for name, _ in replies}
+        sound = {name for name, reply in replies if not claims(reply, Failed)}
         if len(sound) < min(self.quorum, len(tasks)):
-            log.warning("round %d: %d of %d replied; it is opened again", self.ledger.rounds, len(sound), len(tasks))
+            log.warning(
+                "round %(round)d: %(replies)d of %(asked)d replied; it is opened again",
+                {"round": self.ledger.rounds, "replies": len(sound), "asked": len(tasks)},
+            )
+            self.monitor.reopened += 1
             for name in tasks.keys() - sound:
                 self._present.pop(name, None)
             return
         update = self.server.close_round(replies)  # durable in the ledger from here on
         await self._publish(stream, update.round, encode(update))
-        if self.watch is not None:
-            self.watch(self)
+        self.monitor.closed()
 
     async def _measure(self, client: Any, last: bool = False) -> None:
         """Let the clients measure, if they do and it is time."""
@@ -180,17 +219,32 @@ class Hub:
         self.server.close_evaluation(await self._replies(client, tasks))
 
     async def _replies(self, client: Any, tasks: dict[str, bytes]) -> list[tuple[str, bytes]]:
-        """Send the tasks; whatever comes back until everybody has answered or the deadline has passed."""
+        """Send the tasks; whatever comes back until nobody is awaited any more: all answered, left, or are too late."""
+        self._awaited = dict(tasks)
         for name, task in tasks.items():
             await client.publish(self.names.task(name), task)
         found: list[tuple[str, bytes]] = []
-        missing, ends = set(tasks), time.monotonic() + self.deadline
-        while missing and (left := ends - time.monotonic()) > 0:
+        ends = time.monotonic() + self.deadline
+        while self._awaited and (left := ends - time.monotonic()) > 0:
             with contextlib.suppress(asyncio.TimeoutError):
-                found.append(await asyncio.wait_for(self._inbox.get(), left))
-                missing.discard(found[-1][0])
+                found.append(await asyncio.wait_for(self._inbox.get(), min(left, HERE_EVERY)))
+                self._awaited.pop(found[-1][0], None)
+            if not self._awaited.keys() & set(self.present):
+                break
+        self._awaited = {}
         return found
 
 
+def _from_a_thread(status: Callable[[], Status]) -> Callable[[], Status]:
+    """The status for somebody in another thread: it is taken on the loop that runs now, which owns the ledger."""
+    loop = asyncio.get_running_loop()
+
+    async def take() -> Status:
+        return status()
+
+    return lambda: asyncio.run_coroutine_threadsafe(take(), loop).result(5)
+
+
+WATCH_EVERY = 5.0  # seconds
 _WRONG_LAST_SEQUENCE = 10071
 MAX_REPLY = 1 << 20

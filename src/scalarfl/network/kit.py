@@ -20,6 +20,7 @@ from scalarfl.network.names import Names, check_address, check_client
 KIT, CONFIGURATION = "kit.json", "broker.conf"
 DAYS = 825
 MAX_PAYLOAD = 8 << 20
+RESERVED = {"authority", "broker", "observer", "server"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Kit:
     name: str
     address: str
     role: str
-    """"server" or "client"."""
+    """"server", "client" or "observer"."""
 
     def connection(self, folder: Path) -> dict[str, Any]:
         """The arguments with which this party connects: TLS both ways, and an inbox of its own."""
@@ -46,13 +47,15 @@ def read(folder: Path, role: str) -> Kit:
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"--kit {folder}: no kit can be read there: {error}.") from None
     if kit.role != role:
-        raise InputError(f"--kit {folder}: it is a {kit.role}'s kit, and a {role} is being started.")
+        raise InputError(f"--kit {folder}: it is the kit of a {kit.role}, and a {role} is being started.")
     check_address(kit.address)
     return kit
 
 
 def make(folder: Path, run: str, clients: Sequence[str], host: str = "127.0.0.1", port: int = 4222) -> None:
-    """Write the kits: ``broker``, ``server`` and one folder a client; ``authority`` stays with whoever made them.
+    """Write the kits: ``broker``, ``server``, ``observer`` (who may ask how it goes) and one folder a client.
+
+    ``authority`` stays with whoever made them.
 
     host: where the broker will be reached and listen. Raises InputError where the folder is in use or a name cannot be.
     """
@@ -61,8 +64,11 @@ def make(folder: Path, run: str, clients: Sequence[str], host: str = "127.0.0.1"
     names = Names(run)
     for client in clients:
         check_client(client)
-    if not clients or len(set(clients)) < len(clients):
-        raise InputError(f"--clients {','.join(clients)}: accepted are one or more different names.")
+    if not clients or len(set(clients)) < len(clients) or RESERVED & set(clients):
+        raise InputError(
+            f"--clients {','.join(clients)}: accepted are one or more different names, "
+            f"none of them {', '.join(sorted(RESERVED))}."
+        )
     authority = _Authority(run)
     (folder / "authority").mkdir(parents=True)
     _secret(folder / "authority" / "key.pem", authority.private())
@@ -71,6 +77,8 @@ def make(folder: Path, run: str, clients: Sequence[str], host: str = "127.0.0.1"
     _party(folder / "broker", authority, "broker", host)
     _party(folder / "server", authority, f"server@{run}", None)
     _start(folder / "server", Kit(run, "server", address, "server"), "scalarfl server RECIPE --kit . --out run")
+    _party(folder / "observer", authority, f"observer@{run}", None)
+    _start(folder / "observer", Kit(run, "observer", address, "observer"), "scalarfl status --kit .")
     for client in clients:
         _party(folder / client, authority, f"{client}@{run}", None)
         _start(folder / client, Kit(run, client, address, "client"), "scalarfl client RECIPE --kit . --data FILE")
@@ -83,10 +91,11 @@ def configuration(names: Names, clients: Sequence[str], host: str, port: int) ->
     run, stream = names.run, names.stream
     server = _user(
         f"server@{run}",
-        publish=[names.task("*"), names.records, names.done, "$JS.API.>", "_INBOX.client.*.>"],
-        subscribe=[names.hello("*"), names.here("*"), names.reply("*"), "_INBOX.server.server.>"],
+        publish=[names.task("*"), names.records, names.done, "$JS.API.>", "_INBOX.client.*.>", "_INBOX.observer.>"],
+        subscribe=[names.hello("*"), names.here("*"), names.reply("*"), names.status, "_INBOX.server.server.>"],
     )
-    users = [server]
+    observer = _user(f"observer@{run}", publish=[names.status], subscribe=["_INBOX.observer.observer.>"])
+    users = [server, observer]
     for client in clients:
         reading = [f"$JS.API.STREAM.INFO.{stream}", f"$JS.API.STREAM.MSG.GET.{stream}"]
         users.append(

@@ -7,7 +7,7 @@ from scalarfl.errors import InputError, shown
 
 HERE_EVERY = 1.0
 """Seconds between a client's signs of life: that is how the server knows who is present."""
-ABSENT_AFTER = 5.0
+ABSENT_AFTER = 10.0
 """Seconds without one after which a client counts as gone."""
 SAY_HELLO = b"?"
 """What a client is sent that the server's process does not know: it should say hello again."""
@@ -39,6 +39,11 @@ class Names:
     def done(self) -> str:
         """Where the server says that the last round is on record."""
         return f"scalarfl.{self.run}.done"
+
+    @property
+    def status(self) -> str:
+        """Where the server is asked how it goes."""
+        return f"scalarfl.{self.run}.status"
 
     def hello(self, client: str) -> str:
         """Where a client says hello and is answered."""

@@ -1,7 +1,9 @@
 """The server and a client as processes: from a recipe and an address to the end of the federation."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import signal
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,9 @@ from scalarfl.network.announce import announce
 from scalarfl.network.names import Names, check_address, check_client
 
 if TYPE_CHECKING:
-    from scalarfl.network.hub import Hub
+    from scalarfl.network.status import Status
 
-LEDGER = "ledger.sqlite"
+LEDGER, SNAPSHOT = "ledger.sqlite", "snapshot.safetensors"
 
 
 def serve(
@@ -27,13 +29,14 @@ def serve(
     quorum: int = 1,
     deadline: float = 60.0,
     connection: Mapping[str, Any] | None = None,
-    watch: "Callable[[Hub], None] | None" = None,
+    metrics: int | None = None,
+    watch: "Callable[[Status], None] | None" = None,
 ) -> str:
     """Run the server until the recipe's rounds are on record; returns the ledger's head. Started again, it goes on.
 
     minimum: clients that must be present before a round begins; the recipe's cohort where None. connection: more
-    arguments for the connection, such as a kit's. Raises InputError
-    where the folder holds another federation's ledger.
+    arguments for the connection, such as a kit's. metrics, watch: see ``Hub``. Raises InputError where the folder
+    holds another federation's ledger.
     """
     from scalarfl.network.hub import Hub
     from scalarfl.server import Server
@@ -53,8 +56,9 @@ def serve(
             deadline,
             announced.evaluate_every,
             watch,
+            metrics,
         )
-        asyncio.run(hub.run(address, **(connection or {})))
+        _finish(hub.run(address, **(connection or {})))
         return ledger.head.hex()
 
 
@@ -76,15 +80,18 @@ def take_part(
     data: Path | None,
     *,
     run: str,
+    out: Path | None = None,
     connection: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run a client until the federation is done; returns its name, rounds and digest.
 
-    data: the client's own file; else its share of the task, where ``name`` is one of the simulation's clients.
+    data: the client's own file; else its share of the task, where ``name`` is one of the simulation's clients. out:
+    folder for its snapshot, from which it goes on when started again; none is written where None.
     Raises InputError for a recipe or data that cannot be, ProtocolError where the server refuses this client.
     """
     from scalarfl import recipe as recipes
     from scalarfl.client import Client
+    from scalarfl.network.keeper import Keeper
     from scalarfl.network.site import Site
     from scalarfl.prepare import header, prepare
     from scalarfl.probe import Probe
@@ -117,5 +124,26 @@ def take_part(
 
     probe = Probe(replica, prepared.task.loss)
     client = Client(name, own, probe, made, loaded.federation.batch_size, measure)
-    asyncio.run(Site(client, Names(run)).run(address, **(connection or {})))
+    keeper = None if out is None else Keeper(replica, out / SNAPSHOT)
+    try:
+        _finish(Site(client, Names(run), keeper).run(address, **(connection or {})))
+    finally:  # also when told to stop; whatever was being applied has been by then
+        if keeper is not None:
+            keeper.consider(ending=True)
     return {"client": name, "rounds": replica.position, "digest": replica.digest()}
+
+
+def _finish(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; SIGTERM stops as Ctrl-C does, with connections closed and what was begun in a thread finished."""
+
+    async def stoppable() -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
+        await work
+
+    try:
+        asyncio.run(stoppable())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None

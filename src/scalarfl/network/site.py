@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import nats
 from nats.js.errors import NotFoundError
 
 from scalarfl.client import Client
 from scalarfl.errors import ProtocolError
-from scalarfl.messages import Measure, Update, decode
-from scalarfl.network.broker import RETRY, TROUBLE, persistently
+from scalarfl.messages import Failed, Measure, Update, claims, decode, encode
+from scalarfl.network.broker import RETRY, TROUBLE, connect, persistently
+from scalarfl.network.keeper import Keeper
 from scalarfl.network.names import HERE_EVERY, REFUSED, SAY_HELLO, Names
 
 log = logging.getLogger("scalarfl.network")
@@ -27,13 +27,15 @@ class Site:
 
     client: Client
     names: Names
+    keeper: Keeper | None = None
+    """Keeps snapshots, where the client is to have some."""
     _tasks: "asyncio.Queue[bytes]" = field(default_factory=asyncio.Queue)
     _finished: int | None = None
 
     async def run(self, address: str, **connection: Any) -> None:
         """Connect, say hello, answer. Raises ProtocolError, with the server's sentence, where the server refuses."""
         alive: asyncio.Task[None] | None = None
-        link = await nats.connect(address, max_reconnect_attempts=-1, reconnect_time_wait=RETRY, **connection)
+        link = await connect(address, connection)
         try:
             await link.subscribe(self.names.task(self.client.name), cb=self._take)
             await link.subscribe(self.names.done, cb=self._finish)
@@ -75,9 +77,12 @@ class Site:
                 await asyncio.sleep(RETRY)
                 continue
             if answer.data.startswith(REFUSED):
-                raise ProtocolError(f"the server refuses: {answer.data[1:].decode(errors='replace')}")
+                words = f"the server refuses: {answer.data[1:].decode(errors='replace')}"
+                if self.keeper is not None and self.keeper.restored:
+                    words += f" If its ledger was begun anew: remove {self.keeper.path} and start again."
+                raise ProtocolError(words)
             rounds = self.client.welcomed(answer.data)
-            log.info("welcome: %d rounds are on record", rounds)
+            log.info("welcome: %(rounds)d rounds are on record", {"rounds": rounds})
             return
 
     async def _work(self, link: Any, stream: Any, message: bytes) -> None:
@@ -88,17 +93,19 @@ class Site:
             await self._hello(link, stream)
             return
         try:
-            answer = self.client.measure if _is_measure(message) else self.client.answer
+            answer = self.client.measure if claims(message, Measure) else self.client.answer
             reply = await asyncio.to_thread(answer, message)
         except ProtocolError as error:
-            log.warning("%s", error)
+            log.warning("%(reason)s", {"reason": str(error)})
             await self._hello(link, stream)
             return
-        except Exception:  # the user's data or model: this round is lost, the client is not
+        except Exception as error:  # the user's data or model: this round is lost, the client is not
             log.exception("the round failed here; the next one may not")
-            return
+            reply = encode(Failed(self.client.name, self.client.probe.replica.position, type(error).__name__[:200]))
         with contextlib.suppress(*TROUBLE):
             await link.publish(self.names.reply(self.client.name), reply)
+        if self.keeper is not None:
+            await asyncio.to_thread(self.keeper.consider)
 
     async def _catch_up(self, stream: Any, until: int | None = None) -> None:
         """Apply the records that this replica lacks, as far as the stream holds them."""
@@ -108,12 +115,11 @@ class Site:
         except NotFoundError:
             return
         end = held if until is None else until
-        missing = end - replica.position
-        if missing > 1:
-            noise = (
-                missing * self.client.header.perturbations * self.client.header.local_steps * replica.layout.dimension
-            )
-            log.info("catching up over %d rounds: %.3g coordinates of noise", missing, noise)
+        if self.keeper is not None and not replica.position:
+            await asyncio.to_thread(self.keeper.begin, end)
+        if self.keeper is not None and end - replica.position > 1:
+            h = self.client.header
+            self.keeper.announce(end - replica.position, h.perturbations * h.local_steps * replica.layout.dimension)
         while replica.position < end:
             stop = min(end, replica.position + AT_ONCE)
             updates = []
@@ -121,11 +127,5 @@ class Site:
                 record = await persistently(partial(stream.get_msg, self.names.stream, number + 1))
                 updates.append(decode(record.data, Update))
             await asyncio.to_thread(replica.apply, updates)
-
-
-def _is_measure(message: bytes) -> bool:
-    try:
-        decode(message, Measure)
-    except ProtocolError:
-        return False
-    return True
+            if self.keeper is not None:
+                await asyncio.to_thread(self.keeper.consider)

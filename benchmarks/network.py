@@ -1,0 +1,177 @@
+"""A crowd of clients on one small model, with a real broker: rounds a second, the server's memory, bytes on the wire.
+
+    python -m benchmarks.network [--quick]
+
+The broker and the server are processes of their own; the clients share a process, each with a replica and a connection
+of its own, through a proxy that counts bytes. Figures go to benchmarks/results/network.json.
+"""
+
+import asyncio
+import contextlib
+import copy
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scalarfl import recipe as recipes
+from scalarfl.bench.proxy import Proxy
+from scalarfl.client import Client
+from scalarfl.ledger import Ledger
+from scalarfl.network.names import Names
+from scalarfl.network.site import Site
+from scalarfl.prepare import header, prepare
+from scalarfl.probe import Probe
+from scalarfl.replica import Replica
+
+RESULTS = Path(__file__).parent / "results" / "network.json"
+
+
+def crowd(clients: int, sampled: int, rounds: int, hidden: int = 16, failing: bool = False) -> dict[str, Any]:
+    """Run a federation with many clients; returns what was counted. failing: one client fails every round it is in."""
+    with tempfile.TemporaryDirectory() as folder, _broker(Path(folder)) as port, Proxy(port) as proxy:
+        recipe = Path(folder) / "crowd.toml"
+        recipe.write_text(_recipe(clients, sampled, rounds, hidden))
+        log = (Path(folder) / "server.log").open("w+")
+        server = subprocess.Popen(
+            [sys.executable, "-m", "scalarfl", "server", str(recipe), "--out", f"{folder}/out",
+             "--nats", f"nats://127.0.0.1:{port}", "--minimum", str(clients), "--deadline", "60"],
+            stdout=subprocess.DEVNULL, stderr=log,
+        )  # fmt: skip
+        try:
+            found = asyncio.run(_crowd(recipe, proxy, Path(folder) / "out" / "ledger.sqlite", server, rounds, failing))
+            if server.wait(60):
+                log.seek(0)
+                raise RuntimeError(log.read()[-2000:])
+        finally:
+            server.kill()
+            server.wait()
+            log.close()
+        with Ledger.open(Path(folder) / "out" / "ledger.sqlite") as ledger:
+            audits = [audit for _, audit in ledger.audits("round")]
+            found |= {
+                "rounds": ledger.rounds,
+                "lost_replies": sum(len(audit.cohort) - len(audit.participants) for audit in audits),
+                "rejected": sum(len(audit.rejected) for audit in audits),
+            }
+    return {"clients": clients, "sampled": sampled, "hidden": hidden} | found
+
+
+async def _crowd(
+    recipe: Path, proxy: Proxy, ledger: Path, server: subprocess.Popen[bytes], rounds: int, failing: bool
+) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    loaded = recipes.load(recipe)
+    prepared = prepare(loaded)
+    sites, loss = [], prepared.task.loss
+
+    def broken(_model: torch.nn.Module, _batch: Any) -> torch.Tensor:
+        raise RuntimeError("this client's data cannot be read")
+
+    for number, (name, data) in enumerate(prepared.clients.items()):
+        replica = Replica(copy.deepcopy(prepared.model), loaded.method.own, prepared.trainable)
+        made = header(loaded, replica.base, replica.layout.digest(), replica.layout.dimension)
+        replica.begin(made.digest())
+        probe = Probe(replica, broken if failing and number == 0 else loss)
+        sites.append(Site(Client(name, data, probe, made, loaded.federation.batch_size), Names(recipe.stem)))
+    running = asyncio.gather(*(site.run(f"nats://127.0.0.1:{proxy.port}") for site in sites))
+    marks: dict[int, tuple[int, float, int, int, int]] = {}  # round -> round, time, server's bytes, up, down
+    while not running.done() and server.poll() is None:
+        await asyncio.sleep(0.1)
+        done = await asyncio.to_thread(_rounds, ledger)
+        for mark in (rounds // 4, rounds):
+            if done >= mark and mark not in marks:
+                marks[mark] = done, time.monotonic(), _resident(server.pid), proxy.up, proxy.down
+    if not marks:
+        running.cancel()
+        return {}
+    await running
+    (first, began, before, up0, down0), (last, ended, after, up1, down1) = marks[rounds // 4], marks[rounds]
+    asked = (last - first) * loaded.federation.sampled
+    return {
+        "dimension": sites[0].client.probe.replica.layout.dimension,
+        "rounds_per_second": (last - first) / (ended - began),
+        "server_bytes_at_a_quarter": before,
+        "server_bytes_at_the_end": after,
+        "wire_up_a_client_round": (up1 - up0) / asked,
+        "wire_down_a_client_round": (down1 - down0) / asked,
+        "digests": len({site.client.probe.replica.digest() for site in sites}),
+    }
+
+
+def _recipe(clients: int, sampled: int, rounds: int, hidden: int) -> str:
+    return f"""
+[model]
+name = "mlp"
+hidden = [{hidden}]
+
+[task]
+name = "digits"
+
+[federation]
+clients = {clients}
+sampled = {sampled}
+rounds = {rounds}
+partition = "iid"
+batch_size = 4
+
+[method]
+name = "hiso"
+lr = 1e-3
+perturbations = 5
+"""
+
+
+def _rounds(path: Path) -> int:
+    try:
+        with Ledger.open(path) as ledger:
+            return ledger.rounds
+    except Exception:  # not there yet, or just being written
+        return 0
+
+
+def _resident(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), 0)
+
+
+@contextlib.contextmanager
+def _broker(folder: Path) -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    command = [sys.executable, "-m", "scalarfl", "network", "start", "--port", str(port), "--store", f"{folder}/nats"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        ends = time.monotonic() + 30
+        while time.monotonic() < ends:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def main() -> None:
+    """Measure and keep."""
+    quick = "--quick" in sys.argv
+    rounds = 40 if quick else 200
+    found = [crowd(200, 20, rounds), crowd(200, 200, rounds // 2), crowd(3, 3, rounds, 16), crowd(3, 3, rounds, 1024)]
+    for one in found:
+        print(json.dumps(one))
+    if not quick:
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
