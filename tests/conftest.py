@@ -33,8 +33,8 @@ def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
     """Makes a federation's processes; whatever still runs is ended with the test."""
     made: list[Federation] = []
 
-    def make(text: str = RECIPE, secure: bool = False) -> Federation:
-        made.append(Federation(tmp_path, text, secure))
+    def make(text: str = RECIPE, secure: bool = False, bare: bool = False) -> Federation:
+        made.append(Federation(tmp_path, text, secure, bare))
         return made[-1]
 
     yield make

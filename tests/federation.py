@@ -52,7 +52,7 @@ def free_port() -> int:
 class Federation:
     """The processes of one test, all of them ended with it."""
 
-    def __init__(self, folder: Path, text: str = RECIPE, secure: bool = False) -> None:
+    def __init__(self, folder: Path, text: str = RECIPE, secure: bool = False, bare: bool = False) -> None:
         self.folder = folder
         self.port = free_port()
         self.reached = self.port
@@ -63,7 +63,8 @@ class Federation:
         self.recipe = folder / "recipe.toml"
         self.recipe.write_text(text)
         self.processes: dict[str, subprocess.Popen[str]] = {}
-        self.broker()
+        if not bare:
+            self.broker()
 
     def broker(self) -> None:
         assert BROKER is not None

@@ -4,13 +4,19 @@ import json
 import re
 import shlex
 import shutil
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 import torch
 
 import scalarfl
+from federation import Federation, free_port
 from scalarfl.directions import noise
 from scalarfl.table import TABLE, TABLE_DIGEST
 from support import command, cross_entropy, network, shards
@@ -113,3 +119,76 @@ def test_the_readme_s_way_to_an_exported_model(
             (tmp_path / target).write_text(done.stdout)
     out = tmp_path / lines[-1].split()[-1]
     assert (out / ("adapter_config.json" if "lora" in lines[1] else "config.json")).exists()
+
+
+def test_the_protocol_page_s_messages_are_the_package_s() -> None:
+    from scalarfl import messages
+
+    (golden,) = blocks("docs/protocol.md", "text")
+    kinds: list[type[msgspec.Struct]]
+    kinds = [messages.Update, messages.Hello, messages.Welcome, messages.RoundTask, messages.RoundReply]
+    kinds += [messages.Measure, messages.Measured, messages.Failed]
+    lines = golden.split()
+    scalars = messages.pack(np.array([1.5, -2], dtype=np.float32))
+    update = messages.Update(0, 2026, 0.5, 1, [0], scalars)
+    for line, kind in zip(lines, kinds, strict=True):
+        assert messages.claims(bytes.fromhex(line), kind)
+        assert messages.encode(messages.decode(bytes.fromhex(line), kind)).hex() == line
+    assert messages.encode(update).hex() == lines[0]
+    assert messages.encode(messages.RoundReply("alpha", 1, 100, scalars)).hex() == lines[4]
+    page = (ROOT / "docs/protocol.md").read_text()
+    for one in json.loads((ROOT / "benchmarks/results/network.json").read_text()):
+        row = [one["clients"], one["sampled"], f"{one['dimension']:,}", round(one["wire_up_a_client_round"])]
+        assert "| " + " | ".join(str(entry) for entry in row) + " |" in page
+
+
+def test_the_privacy_page_s_figures_are_the_example_s() -> None:
+    found = execute((ROOT / "examples" / "what_scalars_reveal.py").read_text())["main"]()
+    page = (ROOT / "docs/privacy.md").read_text()
+    for scalars, (cosine, pixels) in found.items():
+        (row,) = re.findall(rf"\| {scalars} \| ([0-9.]+) \| ([0-9.]+) \|", page)
+        assert [float(entry) for entry in row] == pytest.approx([cosine, pixels], abs=0.02)
+
+
+def test_the_tutorial_leads_from_kits_to_a_model(
+    tiny_models: dict[str, Path], federation: Callable[..., Federation], tmp_path: Path
+) -> None:
+    """Every command of the page, each in its party's folder, with a tiny model and the broker on this machine."""
+    made = federation(bare=True)
+    folders = {"organiser": tmp_path, **{p: tmp_path / "kits" / p for p in ("broker", "server", "alpha", "beta")}}
+    folders["observer"] = tmp_path / "kits" / "observer"
+    page = (ROOT / "docs/tutorial-network.md").read_text()
+    commands = [
+        (party, line) for party, text in re.findall(r"```sh (\w+)\n(.*?)```", page, re.S) for line in text.splitlines()
+    ]
+    (recipe,) = blocks("docs/tutorial-network.md", "toml")
+    recipe = recipe.replace("facebook/opt-125m", str(tiny_models["opt"])).replace("rounds = 300", "rounds = 30")
+    reviews = [
+        {"text": f"it is {'good' if n % 2 else 'bad'} .", "label": ["negative", "positive"][n % 2]} for n in range(40)
+    ]
+    port = str(free_port())
+    for number, (party, line) in enumerate(commands):
+        words = shlex.split(line.replace("broker.example.org", "127.0.0.1"))
+        if words[0] == "pip":
+            continue
+        if words[1:3] == ["network", "init"]:
+            assert command(*words[1:], "--port", port, cwd=tmp_path).returncode == 0
+            for kit in folders.values():
+                (kit / "reviews.toml").write_text(recipe)
+                (kit / "reviews.jsonl").write_text("".join(json.dumps(review) + "\n" for review in reviews))
+        elif words[1] in ("network", "server", "client"):
+            made.start(party, [sys.executable, "-m", "scalarfl", *words[1:]], folders[party])
+            if words[1] == "client" and "watched" not in folders:
+                made.until(lambda: "is here" in made.log("server"))
+                folders["watched"] = tmp_path
+            elif words[1] == "network":
+                time.sleep(1)
+        else:
+            if words[1] == "export":
+                made.result("server")
+            done = command(*words[1:], cwd=folders[party])
+            assert done.returncode == 0, (number, done.stderr)
+    digests = {str(made.result(party)["digest"]) for party in ("alpha", "beta")}
+    assert len(digests) == 1
+    assert (folders["server"] / "adapted" / "adapter_config.json").exists()
+    assert digests.pop() in (folders["server"] / "adapted" / "README.md").read_text()

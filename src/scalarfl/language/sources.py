@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from scalarfl.errors import InputError
 from scalarfl.language.benchmarks import BENCHMARKS
-from scalarfl.language.own import Labels, label_names, paths, rows
+from scalarfl.language.own import PROMPT, Labels, label_names, paths, rows
 from scalarfl.language.rows import Row
 from scalarfl.seeds import generator
 
@@ -60,10 +60,11 @@ class Source:
 def collect(wanted: Wanted, *, examples: bool = True) -> Source:
     """Read the examples. Raises InputError that names key or file, and what is wrong.
 
-    examples: whether a benchmark's are wanted at all, or only how they are asked; one's own files are always read.
+    examples: whether they are wanted at all, or only how they are asked. One's own files are read anyway where they are
+    given; a federation's server has none, and knows what ``task.labels`` says.
     """
     if wanted.name == "own":
-        return _own(wanted)
+        return _agreed(wanted) if wanted.file is None and not examples else _own(wanted)
     for key in ("file", "test_file", "labels", "prompt"):
         if getattr(wanted, key) is not None:
             raise InputError(f"task.{key}: goes with task.name = 'own'; '{wanted.name}' has its own.")
@@ -91,9 +92,17 @@ def _as_many(key: str, given: Sequence[str] | None, known: tuple[str, ...]) -> t
     return tuple(given)
 
 
+def _agreed(wanted: Wanted) -> Source:
+    """What is known of one's own task without anybody's examples: with labels a classification, else texts."""
+    labels = tuple(wanted.labels or ())
+    words = _as_many("label_words", wanted.label_words, labels)
+    prompt = (wanted.prompt or PROMPT) if labels else ""
+    return Source("own", [], [], prompt, words, _as_many("label_sentences", wanted.label_sentences, words), "accuracy")
+
+
 def _own(wanted: Wanted) -> Source:
     if wanted.file is None:
-        raise InputError("task.file: this key is missing; task.name = 'own' needs a file.")
+        raise InputError("task.file: this key is missing; task.name = 'own' needs a file (a client's: --data FILE).")
     if wanted.prompt is not None and "{text}" not in wanted.prompt:
         raise InputError(f"task.prompt = '{wanted.prompt}': it should hold {{text}}, where the example's text goes.")
     files = paths(wanted.file)

@@ -26,6 +26,8 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     sampled: int
     evaluate_every: int
     """Rounds between measurements by the clients; 0 where they measure nothing."""
+    recipe: str
+    """With every key, as TOML."""
 
 
 def announce(recipe: Path, overrides: Sequence[str]) -> Announcement:
@@ -57,6 +59,7 @@ def _made(arguments: Sequence[str]) -> dict[str, Any]:
         "rounds": recipe.federation.rounds,
         "sampled": recipe.federation.sampled,
         "evaluate_every": recipe.evaluation.every if by_clients else 0,
+        "recipe": recipes.to_toml(recipe),
     }
 
 

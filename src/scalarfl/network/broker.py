@@ -19,7 +19,8 @@ async def connect(address: str, connection: Mapping[str, Any]) -> Any:
     """A connection that tries for as long as it takes, and says so, now and whenever it is lost."""
 
     async def lost() -> None:
-        log.warning("the connection to the broker is lost; trying again")
+        if not link.is_closed:  # by ourselves, at the end
+            log.warning("the connection to the broker is lost; trying again")
 
     async def back() -> None:
         log.info("the broker is back")
@@ -31,7 +32,7 @@ async def connect(address: str, connection: Mapping[str, Any]) -> Any:
         said.append(reason)
 
     said = [""]
-    return await nats.connect(
+    link = await nats.connect(
         address,
         max_reconnect_attempts=-1,
         reconnect_time_wait=RETRY,
@@ -40,6 +41,7 @@ async def connect(address: str, connection: Mapping[str, Any]) -> Any:
         error_cb=failed,
         **connection,
     )
+    return link
 
 
 async def persistently(attempt: Callable[[], Any]) -> Any:

@@ -15,7 +15,7 @@ from scalarfl.network.names import Names, check_address, check_client
 if TYPE_CHECKING:
     from scalarfl.network.status import Status
 
-LEDGER, SNAPSHOT = "ledger.sqlite", "snapshot.safetensors"
+RECIPE, LEDGER, SNAPSHOT = "recipe.toml", "ledger.sqlite", "snapshot.safetensors"
 
 
 def serve(
@@ -46,6 +46,7 @@ def serve(
     out.mkdir(parents=True, exist_ok=True)
     path = out / LEDGER
     with _opened(path, announced.header) as ledger:
+        (out / RECIPE).write_text(announced.recipe)  # with the ledger, all that `scalarfl export` needs
         server = Server(ledger, lr=announced.lr, sampled=announced.sampled)
         hub = Hub(
             server,

@@ -1,0 +1,79 @@
+"""What a server could learn from one client's scalars: how much of its gradient, and of the example behind it.
+
+    python examples/what_scalars_reveal.py
+
+A client of a logistic regression (650 parameters) trains on a single image of a digit. The server knows the seed, hence
+the directions; each scalar is the gradient's projection on one of them. With k scalars it solves k linear equations by
+least squares. As many scalars as parameters give the gradient, and this gradient gives the image, pixel by pixel.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from scalarfl.client import Client
+from scalarfl.directions import Layout, noise
+from scalarfl.ledger import Header
+from scalarfl.messages import RoundReply, RoundTask, decode, encode, unpack
+from scalarfl.methods import DeComFL
+from scalarfl.models import build
+from scalarfl.probe import Probe
+from scalarfl.replica import Replica
+from scalarfl.tasks import load_task
+
+SEED = 2026
+
+
+def main() -> dict[int, tuple[float, float]]:
+    """Scalars seen -> (cosine of the true and the guessed gradient, correlation of the true and the guessed image)."""
+    images, labels = load_task("digits").train.batch(np.array([3]))
+    model = build("logistic", (1, 8, 8), 10, seed=0)
+    found = {}
+    for scalars in (1, 5, 50, 200, 400, 650):
+        reply = answered(model, TensorDataset(images, labels), scalars)
+        guess = solved(model, unpack(decode(reply, RoundReply).scalars))
+        weight, bias = guess[:640].reshape(10, 64), guess[640:]
+        image = weight[bias.abs().argmax()] / bias[bias.abs().argmax()]  # of a linear layer: d/dW = d/db x
+        true = torch.cat([g.flatten() for g in gradient(model, images, labels)])
+        cosine = float(nn.functional.cosine_similarity(true, guess, dim=0))
+        pixels = float(torch.corrcoef(torch.stack([images.flatten(), image]))[0, 1])
+        found[scalars] = cosine, pixels
+        print(f"{scalars:4d} scalars: cosine of the gradient {cosine:5.2f}, correlation of the image {pixels:5.2f}")
+    return found
+
+
+def answered(model: nn.Module, data: TensorDataset, perturbations: int) -> bytes:
+    """The client's real reply to a round with so many directions."""
+
+    def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    replica = Replica(model, DeComFL())
+    header = Header(
+        base=replica.base, layout=replica.layout.digest(), dimension=650, method="decomfl", settings={}, mu=1e-3,
+        perturbations=perturbations, local_steps=1, directions="shared", aggregation="mean", seed=0,
+    )  # fmt: skip
+    client = Client("somebody", data, Probe(replica, loss), header, batch_size=1)
+    return client.answer(encode(RoundTask(0, SEED, 0.1, 0, [])))
+
+
+def solved(model: nn.Module, scalars: np.ndarray) -> torch.Tensor:
+    """The shortest gradient that gives these projections."""
+    layout = Layout.of(model.named_parameters())
+    rows = [
+        torch.cat([noise(SEED, 0, p, at, size) for at, size in zip(layout.addresses, layout.sizes, strict=True)])
+        for p in range(len(scalars))
+    ]
+    return torch.linalg.lstsq(torch.stack(rows), torch.from_numpy(scalars)[:, None], driver="gelsd").solution[:, 0]
+
+
+def gradient(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The true one."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return torch.autograd.grad(nn.functional.cross_entropy(model(images), labels), list(model.parameters()))
+
+
+if __name__ == "__main__":
+    main()
