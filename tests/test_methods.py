@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scalarfl import METHODS, HiSo, HiSoScalar, InputError, Method, Move, Replica, make_method, simulate
-from scalarfl.methods import square_root
+from scalarfl.methods import Fzoo, HiSoFrozen, Meazo, Momentum, square_root
 from support import Office, cross_entropy, network, score, shards, updates
 
 ALL = [pytest.param(method(), id=name) for name, method in METHODS.items()]
@@ -53,6 +53,75 @@ def test_contract_elementwise(method: Method) -> None:
     scales = method.scale(whole), method.scale(part)
     if scales[0] is not None and scales[1] is not None:
         assert torch.equal(scales[0][5:12] if scales[0].ndim else scales[0], scales[1])
+
+
+@every_method
+def test_contract_the_step_is_elementwise_and_pure(method: Method) -> None:
+    state, own = method.init(torch.zeros(40)), method.init(torch.zeros(7))
+    for move in moves(torch.zeros(40), 3):
+        part = move._replace(dx=move.dx[5:12])
+        state, own = method.learn(state, move), method.learn(own, part)
+        before = {key: value.clone() for key, value in state.items()}, move.dx.clone()
+        assert torch.equal(method.step(state, move)[5:12], method.step(own, part))
+        assert torch.equal(before[1], move.dx)
+        assert all(torch.equal(before[0][key], state[key]) for key in state)
+
+
+def test_momentum_by_hand() -> None:
+    method = Momentum(beta=0.75)
+    state = method.init(torch.zeros(2))
+    for dx, expected in (([4.0, 8.0], [1.0, 2.0]), ([0.0, -8.0], [0.75, -0.5])):
+        move = Move(torch.tensor(dx), (1.0,), 0, 1)
+        state = method.learn(state, move)
+        assert method.step(state, move).tolist() == expected
+
+
+def test_meazo_by_hand() -> None:
+    """Scalars 3 and 5, then 1 and 1: mean squares 17 and 1, corrected for the start as Adam's are."""
+    method = Meazo(beta=0.5, eps=0.0)
+    state = method.init(torch.zeros(1))
+    for scalars, mean in (((3.0, 5.0), 17.0), ((1.0, 1.0), (0.25 * 17 + 0.5) / 0.75)):
+        move = Move(torch.tensor([2.0]), [g / 2 for g in scalars], 0, 1)
+        state = method.learn(state, move)
+        assert method.step(state, move).item() == pytest.approx(2 / mean**0.5, rel=1e-6)
+
+
+def test_fzoo_by_hand() -> None:
+    """Scalars 1, 2, 6: mean 3, unbiased deviation sqrt((4 + 1 + 9) / 2); the same whatever the losses' scale."""
+    for factor in (1.0, 100.0):
+        move = Move(torch.tensor([3.0 * factor]), [g * factor / 3 for g in (1, 2, 6)], 0, 1)
+        assert Fzoo().step({}, move).item() == pytest.approx(3 / 7**0.5, rel=1e-6)
+    assert Fzoo().step({}, Move(torch.ones(1), [0.5, 0.5], 0, 1)).item() == 0
+    with pytest.raises(InputError, match="'fzoo' needs at least 2 directions"):
+        simulate(network(), shards(), cross_entropy, method="fzoo", perturbations=1, rounds=1)
+
+
+def test_hiso_frozen_is_hiso_and_then_keeps_its_hessian() -> None:
+    def hessian(method: Method, rounds: int) -> torch.Tensor:
+        run = simulate(network(), shards(), cross_entropy, method=method, rounds=rounds)
+        return torch.cat([state["hessian"].view(-1) for state in run.replica.state])
+
+    frozen = HiSoFrozen(warmup=4)
+    assert torch.equal(hessian(frozen, 4), hessian(HiSo(), 4))
+    assert torch.equal(hessian(frozen, 9), hessian(HiSo(), 4))
+    first = simulate(network(), shards(), cross_entropy, method=HiSoFrozen(warmup=0), rounds=5)
+    plain = simulate(network(), shards(), cross_entropy, method="decomfl", rounds=5)
+    assert all(torch.equal(a, b) for a, b in zip(first.replica.tensors, plain.replica.tensors, strict=True))
+
+
+def test_hiso_learns_from_the_steps_it_is_told_to() -> None:
+    like = torch.zeros(3)
+    found = {}
+    for which in ("first", "last", "all"):
+        method = HiSo(hessian_update=which)
+        state = method.init(like)
+        seen = [
+            not torch.equal((after := method.learn(state, move))["hessian"], state["hessian"])
+            for move in moves(like, 3)
+        ]
+        found[which] = seen
+        assert after is not None
+    assert found == {"first": [True, False, False], "last": [False, False, True], "all": [True, True, True]}
 
 
 @every_method
@@ -206,7 +275,7 @@ def test_the_floor_is_inert_in_an_ordinary_run() -> None:
         ("hiso", {"nuu": 0.1}, "did you mean 'nu'?"),
         ("hiso", {"nu": 2}, "less than or equal to 1"),
         ("hiso", {"nu": "0.1"}, "valid number"),
-        ("hiso", {"hessian_update": "middle"}, "'first' or 'last'"),
+        ("hiso", {"hessian_update": "middle"}, "'first', 'last' or 'all'"),
         ("decomfl", {"nu": 0.1}, "none of its own"),
     ],
 )

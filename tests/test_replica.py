@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from scalarfl import METHODS, InputError, Probe, ProtocolError, Replica, directions, make_method
+from scalarfl import METHODS, InputError, Move, Probe, ProtocolError, Replica, directions, make_method
 from scalarfl.kernels import REFERENCE, blocks
 from scalarfl.models import initialise
 from scalarfl.probe import Probing
@@ -142,7 +142,8 @@ def test_probed_losses_are_those_at_the_perturbed_weights(name: str) -> None:
             one = torch.tensor(1.0) if scale is None else scale
             combined, z = torch.empty_like(x), torch.empty_like(x)
             directions.combine(combined, seed, 0, address, own, walk[0])
-            parameter.data = x - combined * one * lr
+            method, move = replica.method, Move(combined * one, walk[0], 0, 1)
+            parameter.data = x - method.step(method.learn(state, move), move) * lr
             if perturbation is not None:
                 directions.combine(z, seed, 1, address, (perturbation,), (mu,))
                 parameter.data = parameter.data + z * one

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scalarfl.kernels import for_each_block
+from scalarfl.methods import Move
 from scalarfl.objective import Loss
 from scalarfl.overlay import Fill, Overlay
 from scalarfl.replica import Replica, sliced
@@ -141,13 +142,19 @@ class Probe:
         def walk(index: int, part: slice) -> None:
             here = self._walked[index].view(-1)[part]
             here.copy_(x[index].view(-1)[part])
-            scale = method.scale(sliced(self.replica.state[index], part))
+            state = sliced(self.replica.state[index], part)
+            scale = method.scale(state)
             combined = torch.empty_like(here)
             for step, row in enumerate(question.walk):
                 kernels.combine(
                     combined, question.seed, step, addresses[index] + part.start, question.perturbations, row
                 )
-                here -= (combined if scale is None else combined * scale) * question.lr
+                dx = combined if scale is None else combined * scale
+                if not method.plain:
+                    move = Move(dx, row, step, step + 1)
+                    state = method.learn(state, move)
+                    dx = method.step(state, move)
+                here -= dx * question.lr
 
         for_each_block(x, walk)
         return self._walked

@@ -111,7 +111,7 @@ class Replica:
     def _replay(self, updates: Sequence[Update]) -> None:
         """Carry all coordinates through the updates, the fastest way the method allows; all give the same bits."""
         numbers, scales = self._rehearse(updates)
-        fused = self.kernels.carry_scaled if self.method.vectors == 0 else self._fused_hiso()
+        fused = self._fused_plain() or self._fused_hiso()
 
         def work(index: int, part: slice) -> None:
             x, state = self.tensors[index].view(-1)[part], sliced(self.state[index], part)
@@ -131,7 +131,13 @@ class Replica:
 
     def _fused_hiso(self) -> Callable[..., None] | None:
         """HiSo's own kernel, where the method is HiSo itself and the device has one."""
-        return self.kernels.carry_hessian if type(self.method) is HiSo else None
+        if type(self.method) is not HiSo or self.method.hessian_update == "all":
+            return None
+        return self.kernels.carry_hessian
+
+    def _fused_plain(self) -> Callable[..., None] | None:
+        """The kernel for methods that have no vectors and move along Dx."""
+        return self.kernels.carry_scaled if self.method.vectors == 0 and self.method.plain else None
 
     def _advance(
         self, x: Tensor, state: State, address: int, updates: Sequence[Update], scales: Sequence[Tensor] | None
@@ -142,8 +148,8 @@ class Replica:
         other blocks still start from them.
         """
         method, fused = self.method, self._fused_hiso()
-        if method.vectors == 0 and self.kernels.carry_scaled is not None:
-            self.kernels.carry_scaled(x, address, updates, scales)
+        if (plain := self._fused_plain()) is not None:
+            plain(x, address, updates, scales)
         elif fused is not None and isinstance(method, HiSo):
             last = method.hessian_update == "last"
             own = {"nu": method.nu, "eps": method.eps, "floor": method.floor, "last": last}
@@ -165,8 +171,9 @@ class Replica:
             for step, row in enumerate(steps):
                 self.kernels.combine(combined, update.seed, step, address, update.perturbations, row)
                 dx = combined if scale is None else combined * scale
-                x -= dx * update.lr
-                state = self.method.learn(state, Move(dx, row, step, len(steps)))
+                move = Move(dx, row, step, len(steps))
+                state = self.method.learn(state, move)
+                x -= self.method.step(state, move) * update.lr
         return state
 
     def _rehearse(self, updates: Sequence[Update]) -> tuple[State, list[Tensor] | None]:

@@ -130,6 +130,7 @@ def simulate(
     named = dict(clients) if isinstance(clients, Mapping) else {f"client-{i:04d}": c for i, c in enumerate(clients)}
     method = make_method(method) if isinstance(method, str) else method
     sampled = len(named) if sampled is None else sampled
+    check_directions(method, perturbations)
     _check(named, sampled, lr, mu, rounds, perturbations, local_steps, batch_size, aggregation, evaluate_every)
     started = time.perf_counter()
     replica = Replica(model, method, trainable)
@@ -345,6 +346,14 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def check_directions(method: Method, perturbations: int) -> None:
+    """Raise InputError where a method needs more directions than it would have."""
+    if perturbations < method.directions:
+        raise InputError(
+            f"perturbations = {perturbations}: '{method.name}' needs at least {method.directions} directions a step."
+        )
 
 
 def _check(

@@ -8,12 +8,32 @@ from pydantic import ValidationError
 from scalarfl.errors import InputError, nearest, shown
 from scalarfl.methods.base import Method, Move, State, square_root
 from scalarfl.methods.decomfl import DeComFL
+from scalarfl.methods.fzoo import Fzoo
 from scalarfl.methods.hiso import HiSo
+from scalarfl.methods.hiso_frozen import HiSoFrozen
 from scalarfl.methods.hiso_scalar import HiSoScalar
+from scalarfl.methods.meazo import Meazo
+from scalarfl.methods.momentum import Momentum
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (DeComFL, HiSo, HiSoScalar)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (DeComFL, HiSo, HiSoScalar, HiSoFrozen, Momentum, Meazo, Fzoo)
+}
 
-__all__ = ["METHODS", "DeComFL", "HiSo", "HiSoScalar", "Method", "Move", "State", "make_method", "square_root"]
+__all__ = [
+    "METHODS",
+    "DeComFL",
+    "Fzoo",
+    "HiSo",
+    "HiSoFrozen",
+    "HiSoScalar",
+    "Meazo",
+    "Method",
+    "Momentum",
+    "Move",
+    "State",
+    "make_method",
+    "square_root",
+]
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:

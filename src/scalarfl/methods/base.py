@@ -1,4 +1,4 @@
-"""What a scalar-only method is: an initial state and two pure, elementwise functions.
+"""What a scalar-only method is: an initial state and up to three pure, elementwise functions.
 
 Any rule fits whose next state is a deterministic function of seeds, transmitted scalars and shared state (arXiv
 2506.02370, section 3). A method never sees a whole model: it is handed the state of some coordinates, any slice of
@@ -50,9 +50,9 @@ class Method(BaseModel, ABC):
     """A scalar-only update rule: its fields are its settings, validated, and what is pure stays pure.
 
     The framework draws the noise u, moves the parameters and averages the scalars; the method says how noise becomes
-    a direction (``scale``) and how its state learns (``learn``). All arithmetic is float32 with separate products and
-    sums: never ``add(alpha=)``, ``addcmul``, ``lerp``, ``rsqrt`` or ``torch.sqrt``, which round differently from
-    device to device.
+    a direction (``scale``), how its state learns (``learn``) and, where that is not along Dx, what the parameters move
+    along (``step``). All arithmetic is float32 with separate products and sums: never ``add(alpha=)``, ``addcmul``,
+    ``lerp``, ``rsqrt`` or ``torch.sqrt``, which round differently from device to device.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
@@ -65,6 +65,9 @@ class Method(BaseModel, ABC):
     """Where the rule was published."""
     vectors: ClassVar[int]
     """Number of float32 vectors of length d that the state takes."""
+
+    directions: ClassVar[int] = 1
+    """Directions a local step that it needs at least."""
 
     @abstractmethod
     def init(self, like: Tensor) -> State:
@@ -81,3 +84,16 @@ class Method(BaseModel, ABC):
         The directions of a round are all scaled by the state the round began with. The tensors of ``state`` are not
         to be changed in place.
         """
+
+    def step(self, state: State, move: Move) -> Tensor:
+        """What the parameters move along: x <- x - lr * step. By default Dx itself.
+
+        Called after ``learn``, with the state that has learnt from this very move. A client in mid-round lets a copy of
+        the state learn from its own scalars.
+        """
+        return move.dx
+
+    @property
+    def plain(self) -> bool:
+        """Whether the parameters move along Dx itself."""
+        return type(self).step is Method.step

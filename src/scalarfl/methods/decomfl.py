@@ -22,14 +22,14 @@ class DeComFL(Method):
     source: ClassVar[str] = "arXiv 2405.15861"
     vectors: ClassVar[int] = 0
 
-    def init(self, like: Tensor) -> State:  # noqa: ARG002 - a method without state
+    def init(self, like: Tensor) -> State:
         """Nothing."""
         return {}
 
-    def scale(self, state: State) -> Tensor | None:  # noqa: ARG002
+    def scale(self, state: State) -> Tensor | None:
         """z = u."""
         return None
 
-    def learn(self, state: State, move: Move) -> State:  # noqa: ARG002
+    def learn(self, state: State, move: Move) -> State:
         """Nothing to learn."""
         return state

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from scalarfl.methods.base import Method, Move, State, square_root
 
-HessianUpdate = Literal["first", "last"]
+HessianUpdate = Literal["first", "last", "all"]
 
 
 def chosen(which: HessianUpdate, move: Move) -> bool:
-    """Whether this local step is the one of its round that the estimate learns from."""
-    return move.step == (0 if which == "first" else move.local_steps - 1)
+    """Whether the estimate learns from this local step of its round."""
+    return which == "all" or move.step == (0 if which == "first" else move.local_steps - 1)
 
 
 class HiSo(Method):
@@ -25,8 +25,8 @@ class HiSo(Method):
         H  <- max( (1 - nu) H + nu (Dx^2 + eps), floor )        elementwise, once a round; H_0 = 1
 
     H is fixed inside a round. With several local steps it learns from one of them: ``hessian_update="first"`` as in
-    the paper, ``"last"`` as in the authors' code; the same at one local step. The "smoothing" reported by the authors
-    is 1 - nu.
+    the paper, ``"last"`` as in the authors' code; or from ``"all"``. They are the same at one local step. The
+    "smoothing" reported by the authors is 1 - nu.
 
     Deviations from the paper: the noise is the portable generator's; and the floor, which the paper does not have.
     Rounds whose scalars are zero teach H nothing but zero: without a floor 400 of them give H = 1e-9 and a

@@ -1,0 +1,46 @@
+"""FZOO: the step is divided by the spread of the P losses (arXiv 2506.09034)."""
+
+import math
+from typing import ClassVar
+
+from torch import Tensor
+
+from scalarfl.methods.base import Method, Move, State
+
+
+class Fzoo(Method):
+    """Zeroth-order SGD, normalised round by round by the standard deviation of what the directions measured.
+
+        z_p = u_p
+        x  <- x - lr Dx / std_p(gbar_p)        nothing moves where the deviation is zero
+
+    The paper divides by the deviation of the losses at x + mu z_p, which is mu times that of the scalars: mu cancels.
+    Deviations from the paper: the noise is the portable generator's, not of signs; the scalars are averages over the
+    cohort; losses are not evaluated in one batched pass.
+    """
+
+    name: ClassVar[str] = "fzoo"
+    summary: ClassVar[str] = "step divided by the spread of a round's scalars: no state at all"
+    source: ClassVar[str] = "arXiv 2506.09034"
+    vectors: ClassVar[int] = 0
+    directions: ClassVar[int] = 2
+
+    def init(self, like: Tensor) -> State:
+        """Stateless."""
+        return {}
+
+    def scale(self, state: State) -> Tensor | None:
+        """z = u."""
+        return None
+
+    def learn(self, state: State, move: Move) -> State:
+        """Nothing to learn."""
+        return state
+
+    def step(self, state: State, move: Move) -> Tensor:
+        """Dx over the unbiased standard deviation, whose sums are exact."""
+        n = len(move.coefficients)
+        mean = math.fsum(move.coefficients) / n
+        squares = math.fsum((coefficient - mean) ** 2 for coefficient in move.coefficients)
+        spread = n * math.sqrt(squares / (n - 1)) if n > 1 else 0.0  # a coefficient is a scalar over n
+        return move.dx / spread if spread else move.dx * 0.0
