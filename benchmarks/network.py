@@ -76,7 +76,7 @@ async def _crowd(
         raise RuntimeError("this client's data cannot be read")
 
     for number, (name, data) in enumerate(prepared.clients.items()):
-        replica = Replica(copy.deepcopy(prepared.model), loaded.method.own, prepared.trainable)
+        replica = Replica(copy.deepcopy(prepared.model), loaded.method.scalar_only, prepared.trainable)
         made = header(loaded, replica.base, replica.layout.digest(), replica.layout.dimension)
         replica.begin(made.digest())
         probe = Probe(replica, broken if failing and number == 0 else loss)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from scalarfl import cli_network
+from scalarfl import cli_compare, cli_network
 from scalarfl.errors import InputError, ScalarflError, VerificationError, nearest
 
 if TYPE_CHECKING:
@@ -298,12 +298,12 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 @app.command()
 def methods() -> None:
     """List the methods with their own settings."""
-    from scalarfl.methods import METHODS
+    from scalarfl.recipe import KINDS
 
-    for name, method in METHODS.items():
-        output.print(
-            f"{name}: {method.summary} ({method.source}); memory: {method.vectors} float32 a parameter", markup=False
-        )
+    for name, method in KINDS.items():
+        vectors = getattr(method, "vectors", None)
+        costs = "sends whole models" if vectors is None else f"memory: {vectors} float32 a parameter"
+        output.print(f"{name}: {method.summary} ({method.source}); {costs}", markup=False)
         for key, info in method.model_fields.items():
             output.print(f"    {key} = {info.get_default()!r}  {info.description}", markup=False)
 
@@ -340,6 +340,7 @@ def bench(
 
 
 cli_network.register(app)
+cli_compare.register(app)
 
 
 def _version(wanted: bool) -> None:

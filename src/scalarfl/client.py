@@ -131,10 +131,14 @@ class Client:
             )
 
     def batch(self, round_: int, step: int) -> Any:
-        """The batch of this round and step: a pure function of seed, client, round and step; without replacement."""
-        size = min(self.batch_size, len(self.data))
-        random = generator(self.header.seed, "batch", self.name, round_, step)
-        return fetch(self.data, random.choice(len(self.data), size, replace=False))
+        """The batch of this round and step."""
+        return drawn(self.data, self.batch_size, self.header.seed, self.name, round_, step)
+
+
+def drawn(data: Dataset, size: int, seed: int, client: str, round_: int, step: int) -> Any:
+    """A batch without replacement: a pure function of seed, client, round and step."""
+    random = generator(seed, "batch", client, round_, step)
+    return fetch(data, random.choice(len(data), min(size, len(data)), replace=False))
 
 
 def fetch(data: Dataset, indices: npt.NDArray[np.int64]) -> Any:

@@ -86,7 +86,7 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
         scratch += (weight + 8) * d  # the compact values and their places
     if federation.local_steps > 1:
         scratch += 4 * d
-    state = 4 * d * method.own.vectors
+    state = 4 * d * method.scalar_only.vectors
     activations = _activations(config, recipe, model)
     passes = federation.sampled * (method.perturbations + 1) * federation.local_steps
     up, down = _bytes(recipe, d)
@@ -137,7 +137,7 @@ def _process(recipe: Recipe) -> int:
         nn.Linear(64, 2),
         [toy],
         lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
-        method=recipe.method.own,
+        method=recipe.method.scalar_only,
         rounds=2,
         batch_size=4,
     )

@@ -191,7 +191,7 @@ def header(recipe: Recipe, base: str, layout: str, dimension: int) -> Header:
         layout=layout,
         dimension=dimension,
         method=method.name,
-        settings=method.own.model_dump(),
+        settings=method.scalar_only.model_dump(),
         mu=method.mu,
         perturbations=method.perturbations,
         local_steps=federation.local_steps,

@@ -8,8 +8,12 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from scalarfl.baselines import BASELINES, Baseline
 from scalarfl.errors import InputError, nearest, shown
-from scalarfl.methods import METHODS, Method, make_method
+from scalarfl.methods import METHODS, Method, make, make_method
+
+KINDS: dict[str, type[Method] | type[Baseline]] = {**METHODS, **BASELINES}
+"""All that ``method.name`` may be."""
 
 
 class Section(BaseModel):
@@ -90,7 +94,14 @@ class MethodSection(Section):
     directions: Literal["shared", "per-client"] = Field(
         "shared", description='"shared" by the cohort, or drawn anew "per-client"'
     )
-    own: Method = Field(default_factory=lambda: make_method("hiso"), exclude=True)
+    own: Method | Baseline = Field(default_factory=lambda: make_method("hiso"), exclude=True)
+
+    @property
+    def scalar_only(self) -> Method:
+        """The method, where it is one of ours. Raises InputError for a baseline, which sends whole models."""
+        if isinstance(self.own, Baseline):
+            raise InputError(f"method.name = '{self.name}': it is a baseline for `scalarfl run` and `compare` alone.")
+        return self.own
 
 
 class EvaluationSection(Section):
@@ -168,9 +179,9 @@ def parse(tables: dict[str, Any]) -> Recipe:
         name = common.get("name", "hiso")
         known = [key for key in MethodSection.model_fields if key != "own"]
         for key in method:
-            if isinstance(name, str) and name in METHODS and key not in METHODS[name].model_fields:
-                _unknown(f"method.{key}", key, [*known, *METHODS[name].model_fields])
-        tables["method"] = common | {"own": make_method(name, method)}
+            if isinstance(name, str) and name in KINDS and key not in KINDS[name].model_fields:
+                _unknown(f"method.{key}", key, [*known, *KINDS[name].model_fields])
+        tables["method"] = common | {"own": make(KINDS, name, method)}
     try:
         return Recipe.model_validate(tables)
     except ValidationError as error:
@@ -233,7 +244,7 @@ def _lines(recipe: Recipe, comments: bool) -> Iterator[str]:
         for part in parts:
             for key, info in type(part).model_fields.items():
                 value = getattr(part, key)
-                if isinstance(value, Method):
+                if isinstance(value, Method | Baseline):
                     continue
                 line = f"{key} = {_value(value)}" if value is not None else f"# {key} = {_EXAMPLES.get(key, '...')}"
                 if value is not None or comments:

@@ -16,6 +16,8 @@ from typing import Any
 from torch import nn
 
 from scalarfl import recipe as recipes
+from scalarfl.baselines import Baseline
+from scalarfl.baselines.dense import DenseRun, Settings, train
 from scalarfl.errors import InputError, VerificationError
 from scalarfl.ledger import Ledger
 from scalarfl.objective import Score
@@ -35,6 +37,7 @@ from scalarfl.simulation import (
 from scalarfl.tasks import ExampleSet, Task
 
 RECIPE, LEDGER, RESULT, CURVE = "recipe.toml", "ledger.sqlite", "result.json", "curve.png"
+CHECKPOINT = "checkpoint.pt"  # of a baseline, which has no ledger
 
 
 class Interrupted(Exception):
@@ -53,7 +56,7 @@ def start(prepared: Prepared, ledger: Path | None = None, *, resume: bool = Fals
         prepared.model,
         prepared.clients,
         task.loss,
-        method=method.own,
+        method=method.scalar_only,
         lr=method.lr,
         rounds=federation.rounds,
         sampled=federation.sampled,
@@ -74,6 +77,32 @@ def start(prepared: Prepared, ledger: Path | None = None, *, resume: bool = Fals
     )
 
 
+def start_dense(prepared: Prepared, checkpoint: Path | None = None, watch: Watch | None = None) -> DenseRun:
+    """Run a baseline on what was prepared; from the checkpoint, where there is one."""
+    recipe = prepared.recipe
+    federation, method = recipe.federation, recipe.method
+    assert isinstance(method.own, Baseline)
+    settings = Settings(
+        baseline=method.own,
+        lr=method.lr,
+        rounds=federation.rounds,
+        sampled=federation.sampled,
+        local_steps=federation.local_steps,
+        batch_size=federation.batch_size,
+        mu=method.mu,
+        perturbations=method.perturbations,
+        aggregation=federation.aggregation,
+        seed=federation.seed,
+        evaluate_every=recipe.evaluation.every,
+    )
+
+    def evaluate(_: nn.Module) -> Score:
+        return prepared.measure()
+
+    model, task = prepared.model, prepared.task
+    return train(model, prepared.clients, task.loss, settings, prepared.trainable, evaluate, checkpoint, watch)
+
+
 def _score(task: Task, examples: ExampleSet, model: nn.Module) -> Score:
     return task.score(model, examples)
 
@@ -85,7 +114,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, watch: Watch | None 
     """
     prepared = prepare(recipe)
     with _sentences_for_disks(out):
-        if (out / LEDGER).exists():
+        if (out / LEDGER).exists() or (out / CHECKPOINT).exists():
             if not resume:
                 raise InputError(
                     f"{out}: there is a run in this folder; continue it with --resume, or choose another --out."
@@ -96,14 +125,18 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, watch: Watch | None 
         out.mkdir(parents=True, exist_ok=True)
         _write(out / RECIPE, recipes.to_toml(recipe).encode())
         with _stoppable(watch) as careful_watch:
-            finished = start(prepared, out / LEDGER, resume=resume, watch=careful_watch)
+            finished: Run | DenseRun
+            if isinstance(recipe.method.own, Baseline):
+                finished = start_dense(prepared, out / CHECKPOINT, careful_watch)
+            else:
+                finished = start(prepared, out / LEDGER, resume=resume, watch=careful_watch)
         result = summary(recipe, finished, prepared.task.metric)
         _write(out / RESULT, (json.dumps(result) + "\n").encode())
         _draw(result, out)
     return result
 
 
-def summary(recipe: Recipe, finished: Run, metric: str) -> dict[str, Any]:
+def summary(recipe: Recipe, finished: Run | DenseRun, metric: str) -> dict[str, Any]:
     """The content of ``result.json``; bytes are means per client over the run."""
     clients = recipe.federation.clients
     scores = finished.evaluations
@@ -113,7 +146,7 @@ def summary(recipe: Recipe, finished: Run, metric: str) -> dict[str, Any]:
         "task": recipe.task.name,
         "model": recipe.model.name,
         "seed": recipe.federation.seed,
-        "dimension": finished.replica.layout.dimension,
+        "dimension": finished.dimension,
         "clients": clients,
         "sampled": recipe.federation.sampled,
         "perturbations": recipe.method.perturbations,
@@ -155,6 +188,8 @@ def load_recipe(folder: Path) -> Recipe:
 def open_ledger(folder: Path) -> Ledger:
     """The ledger of the run in ``folder``, to read. Raises InputError where there is none."""
     if not (folder / LEDGER).is_file():
+        if (folder / CHECKPOINT).is_file():
+            raise InputError(f"{folder}: a baseline's run; it has no ledger to go by, only {RESULT}.")
         raise InputError(f"{folder}: not a run folder: it has no {LEDGER}.")
     return Ledger.open(folder / LEDGER)
 
@@ -215,7 +250,7 @@ def rebuild(
 
     Raises VerificationError where the base model is not the one that the ledger began with, or a digest differs.
     """
-    own = recipe.method.own
+    own = recipe.method.scalar_only
     replica = Replica(model, own, trainable(recipe.model))
     for what, found in (("base", replica.base), ("layout", replica.layout.digest())):
         claimed = getattr(ledger.header, what)

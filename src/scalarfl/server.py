@@ -93,11 +93,9 @@ class Server:
         if strangers:
             raise ProtocolError(f"client '{strangers[0]}' has not said hello.")
         header, round_ = self.ledger.header, self.ledger.rounds
-        candidates = sorted(present)
-        random = generator(header.seed, "cohort", round_)
-        drawn = random.choice(len(candidates), min(self.sampled, len(candidates)), replace=False)
+        drawn = cohort(sorted(present), self.sampled, header.seed, round_)
         distinct = header.directions == "per-client"
-        self._cohort = {candidates[int(i)]: slot if distinct else 0 for slot, i in enumerate(drawn)}
+        self._cohort = {client: slot if distinct else 0 for slot, client in enumerate(drawn)}
         self._seed = derive(header.seed, "directions", round_)
         return {client: self._task(client, slot) for client, slot in self._cohort.items()}
 
@@ -250,6 +248,13 @@ class Server:
             Traffic(*key, *(counted[*key, what] for what in ("messages", "payload", "serialized")))
             for key in sorted({(client, direction, purpose) for client, direction, purpose, _ in counted})
         ]
+
+
+def cohort(candidates: Sequence[str], sampled: int, seed: int, round_: int) -> list[str]:
+    """The round's clients, drawn without replacement from the candidates, who are sorted by name."""
+    random = generator(seed, "cohort", round_)
+    places = random.choice(len(candidates), min(sampled, len(candidates)), replace=False)
+    return [candidates[int(place)] for place in places]
 
 
 def _raise_failure(message: bytes) -> None:

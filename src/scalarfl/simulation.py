@@ -70,6 +70,11 @@ class Run:
         return self.replica.model
 
     @property
+    def dimension(self) -> int:
+        """d, trained parameters."""
+        return self.replica.layout.dimension
+
+    @property
     def digest(self) -> str:
         """The final replica's digest, hexadecimal."""
         return self.replica.digest()

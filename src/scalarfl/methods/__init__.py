@@ -1,9 +1,9 @@
 """The scalar-only methods. A new one is one file and one line in ``METHODS``."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from scalarfl.errors import InputError, nearest, shown
 from scalarfl.methods.base import Method, Move, State, square_root
@@ -31,6 +31,7 @@ __all__ = [
     "Momentum",
     "Move",
     "State",
+    "make",
     "make_method",
     "square_root",
 ]
@@ -38,10 +39,18 @@ __all__ = [
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     """The method ``name`` with its own settings. Raises InputError that names the key and what is accepted."""
-    if name not in METHODS:
-        raise InputError(f"method.name = {shown(name)}: no such method; {nearest(str(name), list(METHODS))}")
-    kind = METHODS[name]
-    for key in settings or {}:
+    return make(METHODS, name, settings or {})
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def make(kinds: Mapping[str, type[Kind]], name: str, settings: Mapping[str, Any]) -> Kind:
+    """One of the kinds, by its name and with its own settings. Raises InputError like ``make_method``."""
+    if name not in kinds:
+        raise InputError(f"method.name = {shown(name)}: no such method; {nearest(str(name), list(kinds))}")
+    kind = kinds[name]
+    for key in settings:
         if key not in kind.model_fields:
             known = list(kind.model_fields)
             raise InputError(
@@ -49,7 +58,7 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
                 + (nearest(key, known) if known else "it has none of its own.")
             )
     try:
-        return kind(**(settings or {}))
+        return kind(**settings)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

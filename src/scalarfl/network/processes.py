@@ -113,7 +113,7 @@ def take_part(
                 f"--name {name}: without --data it should be one of {', '.join(sorted(prepared.clients)[:3])}, …"
             )
         own = prepared.clients[name]
-    replica = Replica(prepared.model, loaded.method.own, prepared.trainable)
+    replica = Replica(prepared.model, loaded.method.scalar_only, prepared.trainable)
     made = header(loaded, replica.base, replica.layout.digest(), replica.layout.dimension)
     replica.begin(made.digest())
     share = prepared.test if data is not None else prepared.shares.get(name)

@@ -1,0 +1,102 @@
+"""The study in docs/study: comparisons of all methods, each with its own sweep, several seeds.
+
+    python -m benchmarks.study              # everything; what has been run is not run again
+    python -m benchmarks.study cnn-8 tau-5  # some of it
+
+Runs lie in runs/study/NAME; summaries and plots are copied to docs/study/NAME.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scalarfl.compare import compare, markdown, summarise
+from scalarfl.compare.cells import Cell, Contender
+from scalarfl.compare.page import write
+
+ROOT = Path(__file__).parent.parent
+RUNS, DOCS = ROOT / "runs" / "study", ROOT / "docs" / "study"
+SCALAR = ["decomfl", "hiso", "hiso-scalar", "hiso-frozen", "momentum", "meazo", "fzoo"]
+DENSE = ["fedavg", "fedadam", "fedyogi", "fedadagrad", "fedzo"]
+FASHION = [
+    'task.name="fashion-mnist"', "federation.partition=\"dirichlet\"", "federation.batch_size=64",
+    "evaluation.every=25", "method.lr=3e-3", "evaluation.examples=4000",
+]  # fmt: skip
+PER_CLIENT = "decomfl:directions=per-client"
+
+
+class Part(NamedTuple):
+    """One comparison."""
+
+    what: str
+    overrides: list[str]
+    methods: list[str]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    lrs: tuple[float, ...] | None = None
+
+
+def _part(what: str, clients: int, sampled: int, p: int, rounds: int, *more: str) -> tuple[str, list[str]]:
+    own = [f"federation.clients={clients}", f"federation.sampled={sampled}", f"method.perturbations={p}"]
+    return what, [*FASHION, 'model.name="cnn"', *own, f"federation.rounds={rounds}", *more]
+
+
+PARTS: dict[str, Part] = {
+    "distinct": Part(
+        *_part("What directions of each client's own buy: 32 clients, cohorts of 2, 8 and 32, P = 1", 32, 2, 1, 600),
+        [
+            f"{kind}federation.sampled={m}"
+            for m in (2, 8, 32)
+            for kind in ("decomfl:", PER_CLIENT + ":")
+        ],
+    ),
+    "cnn-8": Part(*_part("8 clients, 2 sampled, P = 10, Dirichlet 1", 8, 2, 10, 600), SCALAR + DENSE),
+    "same-lr": Part(
+        *_part("The same learning rate for all", 8, 2, 10, 600), ["decomfl", "hiso", "hiso-scalar"], lrs=(3e-3,)
+    ),
+    "iid": Part(
+        *_part("8 clients, 2 sampled, P = 5, iid", 8, 2, 5, 600, 'federation.partition="iid"'),
+        ["decomfl", "hiso", "hiso-scalar", "meazo", "fzoo", "fedavg"],
+    ),
+    "tau-5": Part(
+        *_part("64 clients, 8 sampled, P = 5, five local steps, Dirichlet 0.1", 64, 8, 5, 200,
+               "federation.local_steps=5", "federation.alpha=0.1"),
+        ["decomfl", "hiso", "hiso-scalar", PER_CLIENT, "fedzo", "fedavg"],
+    ),
+    "logistic": Part(
+        *_part("Logistic regression, 8 clients, 2 sampled, P = 5, Dirichlet 1", 8, 2, 5, 600, 'model.name="logistic"'),
+        ["decomfl", "hiso", "hiso-scalar", "meazo", "fedavg"],
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run what is named, or everything."""
+    for name in sys.argv[1:] or PARTS:
+        part = PARTS[name]
+        print(f"{name}: {part.what}", flush=True)
+        out = RUNS / name
+        contenders = [Contender(text) for text in part.methods]
+        found = compare(
+            ROOT / "recipes" / "fashion-mnist.toml", part.overrides, contenders, part.seeds, part.lrs, out,
+            os.cpu_count() or 1, _said,
+        )  # fmt: skip
+        summary = summarise(found)
+        (out / "compare.json").write_text(json.dumps(summary) + "\n")
+        (out / "compare.md").write_text(f"{part.what}.\n\n{markdown(summary)}")
+        write(out)
+        kept = DOCS / name
+        kept.mkdir(parents=True, exist_ok=True)
+        for file in out.iterdir():
+            if file.suffix in (".json", ".md", ".png"):
+                shutil.copy(file, kept / file.name)
+
+
+def _said(cell: Cell, result: dict[str, Any]) -> None:
+    print(f"  {cell.contender.text}, lr {cell.lr:g}, seed {cell.seed}: {result['best_accuracy']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What scalar-only methods are compared with: methods that send whole models. Their settings, and their server's step.
+
+A round is that of Reddi et al. (arXiv 2003.00295, Algorithm 2): every client of the cohort starts at x, takes its local
+steps and sends what it has moved by; the mean of that is the server optimiser's gradient. The optimisers are torch's
+own, Yogi is pytorch_optimizer's; the local training is ours (``baselines.dense``).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from scalarfl.errors import InputError
+
+
+class Baseline(BaseModel, ABC):
+    """A dense method's settings: ``method.lr`` is the clients' learning rate, these are the rest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    name: ClassVar[str]
+    """The name in recipes."""
+    summary: ClassVar[str]
+    """One line for ``scalarfl methods``."""
+    source: ClassVar[str]
+    first_order: ClassVar[bool] = True
+    """Whether clients take gradients; else they probe, as scalar-only methods do."""
+
+    server_lr: float = Field(1.0, gt=0, description="learning rate of the server's optimiser")
+
+    @abstractmethod
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """The server's optimiser of these parameters, whose ``grad`` is the clients' mean move, turned round."""
+
+
+class FedAvg(Baseline):
+    """The mean of the clients' models: x <- x - server_lr (x - mean_i x_i)."""
+
+    name: ClassVar[str] = "fedavg"
+    summary: ClassVar[str] = "baseline: local SGD, whole models up and down, averaged"
+    source: ClassVar[str] = "arXiv 1602.05629"
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """Plain SGD; with server_lr = 1 the mean itself."""
+        return torch.optim.SGD(parameters, lr=self.server_lr)
+
+
+class FedZO(FedAvg):
+    """FedAvg with local zeroth-order steps: x_i <- x_i - lr (1/P) sum_p g_p u_p, u drawn by each client for itself.
+
+    Deviation from the paper: normal directions instead of the unit sphere's; the two differ by a factor in lr.
+    """
+
+    name: ClassVar[str] = "fedzo"
+    summary: ClassVar[str] = "baseline: local zeroth-order steps, whole models up and down"
+    source: ClassVar[str] = "arXiv 2201.09531"
+    first_order: ClassVar[bool] = False
+
+
+class _Adaptive(Baseline):
+    """What FedAdam and FedYogi share."""
+
+    server_lr: float = Field(1e-2, gt=0, description="learning rate of the server's optimiser")
+    beta1: float = Field(0.9, ge=0, lt=1, description="weight of the past in the first moment")
+    beta2: float = Field(0.99, ge=0, lt=1, description="weight of the past in the second moment")
+    tau: float = Field(1e-3, gt=0, description="added to the root of the second moment")
+
+
+class FedAdam(_Adaptive):
+    """Adam on the clients' mean move. Deviation from the paper: torch's Adam corrects for the start."""
+
+    name: ClassVar[str] = "fedadam"
+    summary: ClassVar[str] = "baseline: local SGD, whole models, Adam at the server"
+    source: ClassVar[str] = "arXiv 2003.00295"
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """torch.optim.Adam."""
+        return torch.optim.Adam(parameters, lr=self.server_lr, betas=(self.beta1, self.beta2), eps=self.tau)
+
+
+class FedYogi(_Adaptive):
+    """Yogi on the clients' mean move; corrected for the start, as the library's is."""
+
+    name: ClassVar[str] = "fedyogi"
+    summary: ClassVar[str] = "baseline: local SGD, whole models, Yogi at the server"
+    source: ClassVar[str] = "arXiv 2003.00295"
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """pytorch_optimizer's Yogi. Raises InputError where it is not installed."""
+        try:
+            from pytorch_optimizer import Yogi
+        except ImportError:
+            raise InputError("'fedyogi' needs pytorch_optimizer: pip install 'scalarfl[baselines]'.") from None
+        made: torch.optim.Optimizer = Yogi(
+            list(parameters), lr=self.server_lr, betas=(self.beta1, self.beta2), eps=self.tau
+        )
+        return made
+
+
+class FedAdagrad(Baseline):
+    """Adagrad on the clients' mean move."""
+
+    name: ClassVar[str] = "fedadagrad"
+    summary: ClassVar[str] = "baseline: local SGD, whole models, Adagrad at the server"
+    source: ClassVar[str] = "arXiv 2003.00295"
+
+    server_lr: float = Field(1e-2, gt=0, description="learning rate of the server's optimiser")
+    tau: float = Field(1e-3, gt=0, description="added to the root of the sum of squares")
+
+    def optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """torch.optim.Adagrad."""
+        return torch.optim.Adagrad(parameters, lr=self.server_lr, eps=self.tau)
+
+
+BASELINES: dict[str, type[Baseline]] = {kind.name: kind for kind in (FedAvg, FedAdam, FedYogi, FedAdagrad, FedZO)}

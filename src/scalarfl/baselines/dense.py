@@ -1,0 +1,256 @@
+"""The round of the dense baselines, on the same data, cohorts and batches as the scalar-only methods."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalarfl.aggregate import AGGREGATIONS
+from scalarfl.baselines import Baseline
+from scalarfl.client import Dataset, drawn
+from scalarfl.directions import Layout
+from scalarfl.errors import InputError
+from scalarfl.kernels import best
+from scalarfl.ledger import Evaluation
+from scalarfl.models import digest_tensors
+from scalarfl.objective import Evaluate, Loss, as_score
+from scalarfl.seeds import derive
+from scalarfl.selection import Trainable, select
+from scalarfl.server import cohort
+from scalarfl.simulation import Progress, Watch
+
+BACKWARD = 2
+"""What a backward pass counts for, in forward passes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run of a dense baseline; the keys mean what they mean in a recipe."""
+
+    baseline: Baseline
+    lr: float
+    rounds: int
+    sampled: int
+    local_steps: int
+    batch_size: int
+    mu: float
+    perturbations: int
+    aggregation: str
+    seed: int
+    evaluate_every: int
+
+
+@dataclass
+class DenseRun:
+    """A finished run; the fields are those of ``simulation.Run``."""
+
+    model: nn.Module
+    dimension: int
+    evaluations: list[Evaluation]
+    rounds: int
+    head: None
+    """There is no ledger."""
+    seconds: float
+    diverged: bool
+    digest: str
+    traffic: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    forward_passes: int = 0
+    """A backward pass counts as two."""
+
+
+def train(
+    model: nn.Module,
+    clients: Mapping[str, Dataset],
+    loss: Loss,
+    settings: Settings,
+    trainable: Trainable = "all",
+    evaluate: Evaluate | None = None,
+    checkpoint: Path | None = None,
+    watch: Watch | None = None,
+) -> DenseRun:
+    """Train ``model``, in place. checkpoint: file to go on from, written at every evaluation.
+
+    The sizes counted are those of the float32 tensors alone, without any framing. Raises InputError for a model or
+    loss that cannot be trained so.
+    """
+    return _Training(model, clients, loss, settings, trainable, evaluate, checkpoint).run(watch)
+
+
+class _Training:
+    def __init__(
+        self,
+        model: nn.Module,
+        clients: Mapping[str, Dataset],
+        loss: Loss,
+        settings: Settings,
+        trainable: Trainable,
+        evaluate: Evaluate | None,
+        checkpoint: Path | None,
+    ) -> None:
+        self.model = model.eval()
+        self.clients = dict(clients)
+        self.loss = loss
+        self.settings = settings
+        self.evaluate = evaluate
+        self.checkpoint = checkpoint
+        parts = select(model, trainable)
+        if any(part.places is not None for part in parts):
+            raise InputError("model.trainable: a sparse mask goes with scalar-only methods; a baseline sends tensors.")
+        for part in parts:
+            if part.parameter.dtype != torch.float32:
+                raise InputError(
+                    f"model.dtype: '{part.name}' is {part.parameter.dtype}; baselines train float32 weights."
+                )
+        chosen = {id(part.parameter) for part in parts}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in chosen)
+        self.parameters = [part.parameter for part in parts]
+        self.names = [part.name for part in parts]
+        self.layout = Layout.of([(part.name, part.parameter) for part in parts])
+        self.kernels = best(self.parameters[0].device)
+        self.optimizer = settings.baseline.optimizer(self.parameters)
+        self.x = [parameter.detach().clone() for parameter in self.parameters]
+        self.evaluations: list[Evaluation] = []
+        self.round = 0
+        self.participations = 0
+        self.diverged = False
+        self.before = 0.0  # seconds of an earlier process
+
+    def run(self, watch: Watch | None) -> DenseRun:
+        """Go on from the checkpoint to the last round."""
+        began = time.perf_counter()
+        self._restore()
+        last = self.settings.rounds
+        self._measure(began, last=self.round >= last)
+        while self.round < last and not self.diverged:
+            mean = self._round()
+            self.round += 1
+            self.diverged = not math.isfinite(mean)
+            self._measure(began, last=self.round == last or self.diverged)
+            if watch is not None:
+                newest = self.evaluations[-1] if self.evaluations else None
+                moved = 4 * self.layout.dimension * self.participations
+                watch(Progress(self.round, last, newest, mean, moved, moved))
+        moved = 4 * self.layout.dimension * self.participations
+        return DenseRun(
+            model=self.model,
+            dimension=self.layout.dimension,
+            evaluations=self.evaluations,
+            rounds=self.round,
+            head=None,
+            seconds=self.before + time.perf_counter() - began,
+            diverged=self.diverged,
+            digest=self._digest(),
+            traffic={("up", "round"): (moved, moved), ("down", "round"): (moved, moved)},
+            forward_passes=self.participations * self._passes(),
+        )
+
+    def _passes(self) -> int:
+        steps = self.settings.local_steps
+        return steps * (1 + BACKWARD if self.settings.baseline.first_order else self.settings.perturbations + 1)
+
+    def _round(self) -> float:
+        """One round; returns the mean loss at x."""
+        s = self.settings
+        asked = cohort(sorted(self.clients), s.sampled, s.seed, self.round)
+        weights = AGGREGATIONS[s.aggregation]([len(self.clients[name]) for name in asked])
+        moved = [torch.zeros_like(x) for x in self.x]
+        losses = []
+        for name, weight in zip(asked, weights, strict=True):
+            losses.append(self._first_order(name) if s.baseline.first_order else self._zeroth_order(name))
+            with torch.no_grad():
+                for total, x, parameter in zip(moved, self.x, self.parameters, strict=True):
+                    total += (x - parameter) * float(weight)
+                    parameter.copy_(x)
+        for parameter, gradient in zip(self.parameters, moved, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.x = [parameter.detach().clone() for parameter in self.parameters]
+        self.participations += len(asked)
+        return math.fsum(losses) / len(losses)
+
+    def _batch(self, name: str, step: int) -> Any:
+        return drawn(self.clients[name], self.settings.batch_size, self.settings.seed, name, self.round, step)
+
+    def _first_order(self, name: str) -> float:
+        """Local SGD; returns the loss before the first step."""
+        first = math.nan
+        for step in range(self.settings.local_steps):
+            with torch.enable_grad():
+                value = self.loss(self.model, self._batch(name, step))
+                if not isinstance(value, Tensor) or not value.requires_grad:
+                    raise InputError(
+                        "the loss has no gradient: a first-order baseline cannot train on it; try 'fedzo'."
+                    )
+                gradients = torch.autograd.grad(value, self.parameters, allow_unused=True)
+            first = float(value.detach()) if step == 0 else first
+            with torch.no_grad():
+                for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                    if gradient is not None:
+                        parameter.sub_(gradient, alpha=self.settings.lr)
+        return first
+
+    @torch.no_grad()
+    def _zeroth_order(self, name: str) -> float:
+        """Local steps along directions of the client's own; returns the loss before the first step."""
+        s = self.settings
+        seed = derive(s.seed, "fedzo", name, self.round)
+        first = math.nan
+        for step in range(s.local_steps):
+            batch = self._batch(name, step)
+            here = [parameter.detach().clone() for parameter in self.parameters]
+            at_x = float(self.loss(self.model, batch))
+            first = at_x if step == 0 else first
+            scalars = []
+            for p in range(s.perturbations):
+                for parameter, x, address in self._flat(here):
+                    self.kernels.displace(parameter, x, None, seed, step, address, p, s.mu)
+                scalars.append((float(self.loss(self.model, batch)) - at_x) / s.mu / s.perturbations)
+            for parameter, x, address in self._flat(here):
+                self.kernels.combine(parameter, seed, step, address, tuple(range(s.perturbations)), tuple(scalars))
+                parameter.copy_(x - parameter * s.lr)
+        return first
+
+    def _flat(self, here: list[Tensor]) -> list[tuple[Tensor, Tensor, int]]:
+        pairs = zip(self.parameters, here, self.layout.addresses, strict=True)
+        return [(parameter.data.view(-1), x.view(-1), address) for parameter, x, address in pairs]
+
+    def _digest(self) -> str:
+        return digest_tensors(zip(self.names, self.x, strict=True))
+
+    @torch.no_grad()
+    def _measure(self, began: float, *, last: bool) -> None:
+        due = self.round % self.settings.evaluate_every == 0 or last
+        if self.evaluate is None or not due or (self.evaluations and self.evaluations[-1].round == self.round):
+            return
+        score = as_score(self.evaluate(self.model))
+        digest = bytes.fromhex(self._digest())
+        self.evaluations.append(Evaluation(self.round, score.accuracy, float(score.loss), score.examples, digest))
+        if self.checkpoint is not None:
+            self._keep(self.before + time.perf_counter() - began)
+
+    def _keep(self, seconds: float) -> None:
+        assert self.checkpoint is not None
+        curve = [[e.round, e.accuracy, e.loss, e.examples, e.digest.hex()] for e in self.evaluations]
+        facts = {"round": self.round, "participations": self.participations, "curve": curve, "seconds": seconds}
+        beside = self.checkpoint.with_suffix(".new")
+        torch.save({"x": self.x, "optimizer": self.optimizer.state_dict()} | facts, beside)
+        beside.replace(self.checkpoint)
+
+    def _restore(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        kept = torch.load(self.checkpoint, weights_only=True)
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.x = kept["x"]
+        with torch.no_grad():
+            for parameter, x in zip(self.parameters, self.x, strict=True):
+                parameter.copy_(x)
+        self.round, self.participations, self.before = kept["round"], kept["participations"], kept["seconds"]
+        self.evaluations = [Evaluation(r, a, v, n, bytes.fromhex(d)) for r, a, v, n, d in kept["curve"]]

@@ -1,0 +1,99 @@
+"""The commands that compare methods and report on what was found."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from scalarfl.errors import InputError
+
+if TYPE_CHECKING:
+    from scalarfl.compare.cells import Cell
+
+errors = Console(stderr=True, highlight=False)
+
+
+def compare(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="What is common to all runs.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Separated by commas, settings after colons: hiso,decomfl:directions=per-client:perturbations=1."
+        ),
+    ] = "decomfl,hiso,hiso-scalar",
+    seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0,1,2",
+    lrs: Annotated[
+        str, typer.Option(help="auto: each method's own sweep; or learning rates for all; one: the same for all.")
+    ] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder; by default runs/compare- and the recipe's name.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs side by side; by default one a core.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Override a recipe's key.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+) -> None:
+    """Compare methods: sweep each one's learning rate, run seeds, write one table. Started again, it goes on."""
+    from scalarfl.compare import compare as run, markdown, summarise
+    from scalarfl.compare.cells import Contender
+    from scalarfl.compare.page import write
+
+    folder = Path("runs") / f"compare-{recipe.stem}" if out is None else out
+    found = run(
+        recipe,
+        setting or [],
+        [Contender(text.strip()) for text in methods.split(",")],
+        _numbers("--seeds", seeds, int),
+        None if lrs == "auto" else _numbers("--lrs", lrs, float),
+        folder,
+        workers or os.cpu_count() or 1,
+        _said,
+    )
+    summary = summarise(found)
+    (folder / "compare.json").write_text(json.dumps(summary) + "\n")
+    (folder / "compare.md").write_text(markdown(summary))
+    page = write(folder)
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        console = Console()
+        console.print(Markdown(markdown(summary)) if console.is_terminal else markdown(summary), soft_wrap=True)
+        print(f"Page: {page}")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `scalarfl compare` wrote.")],
+) -> None:
+    """Write a comparison's page anew: one self-contained HTML file, and the plots as PNGs."""
+    from scalarfl.compare.page import write
+
+    print(write(folder))
+
+
+def _numbers(option: str, text: str, kind: type[Any]) -> list[Any]:
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text}: should be numbers separated by commas.") from None
+    if len(set(found)) < len(found) or any(value < 0 for value in found):
+        raise InputError(f"{option} {text}: the numbers should be different, and none below zero.")
+    return found
+
+
+def _said(cell: "Cell", result: dict[str, Any]) -> None:
+    from scalarfl.report import duration, percent
+
+    where = f"{cell.contender.text}, lr {cell.lr:g}, seed {cell.seed}"
+    state = f"{percent(result['accuracy'])}, best {percent(result['best_accuracy'])}"
+    if result["diverged"]:
+        state = "diverged"
+    errors.print(f"{where}: {state} ({duration(result['seconds'])})", markup=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command()(compare)
+    app.command()(report)

@@ -1,0 +1,150 @@
+"""One cell of a comparison: a method at a learning rate with a seed. Each is an ordinary run in a folder of its own."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scalarfl import recipe as recipes, run
+from scalarfl.errors import InputError
+from scalarfl.methods import make
+from scalarfl.recipe import KINDS, Recipe
+
+Done = Callable[["Cell", dict[str, Any]], None]
+"""Called with every cell's result as it is there."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method, with settings that differ from the recipe's: ``decomfl:directions=per-client:perturbations=1``.
+
+    A key without a section is one of ``[method]``.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.name not in KINDS:
+            make(KINDS, self.name, {})  # raises the sentence for it
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return self.text.split(":")[0]
+
+    @property
+    def settings(self) -> list[str]:
+        """As for ``-s``."""
+        return [f"method.name={self.name}", *(_keyed(part) for part in self.text.split(":")[1:])]
+
+    @property
+    def folder(self) -> str:
+        """A name for its folder."""
+        return "".join(letter if letter.isalnum() or letter in "-_=." else "+" for letter in self.text)
+
+
+def _keyed(part: str) -> str:
+    key, equals, value = part.partition("=")
+    if not equals:
+        raise InputError(f"--methods: '{part}' should be KEY=VALUE.")
+    return f"{key if '.' in key else f'method.{key}'}={value}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a comparison."""
+
+    contender: Contender
+    lr: float
+    seed: int
+
+    def overrides(self, common: Sequence[str]) -> list[str]:
+        """Everything that is overridden in the recipe."""
+        return [*common, *self.contender.settings, f"method.lr={self.lr!r}", f"federation.seed={self.seed}"]
+
+    def folder(self, out: Path) -> Path:
+        """Where it runs."""
+        return out / self.contender.folder / f"lr-{self.lr:g}" / f"seed-{self.seed}"
+
+
+@dataclass
+class Bench:
+    """Runs cells side by side, each in a process with one thread; what has been run is not run again."""
+
+    recipe: Path
+    common: Sequence[str]
+    out: Path
+    workers: int
+
+    def load(self, cell: Cell) -> Recipe:
+        """The cell's recipe. Raises InputError where it cannot be."""
+        return recipes.load(self.recipe, cell.overrides(self.common))
+
+    def base(self, contender: Contender, seed: int) -> Recipe:
+        """The contender's recipe with its own learning rate. Raises InputError where it cannot be."""
+        return recipes.load(self.recipe, [*self.common, *contender.settings, f"federation.seed={seed}"])
+
+    def finished(self, cell: Cell) -> dict[str, Any] | None:
+        """The result of an earlier run of this very cell; the run itself refuses a folder that holds another."""
+        folder = cell.folder(self.out)
+        if not (folder / run.RECIPE).exists() or run.load_recipe(folder) != self.load(cell):
+            return None
+        return run.load_result(folder)
+
+    def run(self, cells: Iterable[Cell], done: Done) -> dict[Cell, dict[str, Any]]:
+        """Results of all cells. Raises InputError with the sentence of a run that cannot be.
+
+        When stopped, the runs at work are asked to stop, which loses nothing of them.
+        """
+        found: dict[Cell, dict[str, Any]] = {}
+        missing = []
+        for cell in cells:
+            earlier = self.finished(cell)
+            if earlier is None:
+                missing.append(cell)
+            else:
+                found[cell] = earlier
+                done(cell, earlier)
+        processes: set[subprocess.Popen[str]] = set()
+        stopping = threading.Event()
+
+        def work(cell: Cell) -> dict[str, Any]:
+            if stopping.is_set():
+                raise KeyboardInterrupt
+            settings = [word for text in cell.overrides(self.common) for word in ("-s", text)]
+            folder = cell.folder(self.out)
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "scalarfl", "--threads", "1", "run", str(self.recipe), *settings]
+            process = subprocess.Popen(
+                [*command, "--out", str(folder), "--resume", "--json"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            processes.add(process)
+            _, errors = process.communicate()
+            processes.discard(process)
+            result = None if process.returncode else run.load_result(folder)
+            if result is None:
+                lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+                raise InputError(f"{folder}: {lines[-1].removeprefix('error: ') if lines else errors[-500:]}")
+            return result
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            futures = {pool.submit(work, cell): cell for cell in missing}
+            try:
+                for future in as_completed(futures):
+                    found[futures[future]] = future.result()
+                    done(futures[future], future.result())
+            except BaseException:
+                stopping.set()
+                for future in futures:
+                    future.cancel()
+                for process in list(processes):
+                    process.terminate()
+                raise
+        return found

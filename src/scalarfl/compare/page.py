@@ -1,0 +1,150 @@
+"""A comparison's page: one HTML file that needs nothing else, and its plots as PNGs beside it."""
+
+import base64
+import html
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalarfl.compare.table import Summary, markdown
+from scalarfl.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PAGE, SUMMARY = "report.html", "compare.json"
+
+
+def write(folder: Path) -> Path:
+    """Write the page of the comparison in a folder; returns its path. Raises InputError where there is none."""
+    try:
+        summary: Summary = json.loads((folder / SUMMARY).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder}: no comparison can be read there: {error}; `scalarfl compare` writes one."
+        ) from None
+    plots = {name: folder / f"{name}.png" for name in _PLOTS}
+    for name, path in plots.items():
+        _draw(path, _PLOTS[name], summary)
+    figures = "\n".join(_figure(path, _CAPTIONS[name]) for name, path in plots.items())
+    text = _TEMPLATE.format(
+        title=html.escape(f"{summary['task']}, {summary['model']}"), tables=_tables(markdown(summary)), figures=figures
+    )
+    (folder / PAGE).write_text(text)
+    return folder / PAGE
+
+
+def _draw(path: Path, draw: "Callable[[Axes, Summary], None]", summary: Summary) -> None:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("the page needs matplotlib: pip install 'scalarfl[plot]'.") from None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    draw(axes, summary)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=130)
+
+
+def _against(costs: Callable[[Summary], float], label: str, *, log: bool) -> "Callable[[Axes, Summary], None]":
+    """Draws the metric against something that grows by the round: the mean over seeds, and their range."""
+
+    def draw(axes: "Axes", summary: Summary) -> None:
+        for one in summary["methods"]:
+            each = costs(one) / max(1, one["rounds"])
+            curves: list[Sequence[Any]] = one["curves"]
+            shortest = min(len(curve) for curve in curves)
+            values = [[100 * (point[1] or 0.0) for point in curve[:shortest]] for curve in curves]
+            at = [point[0] * each for point in curves[0][:shortest]]
+            first = 1 if log else 0  # nothing was spent at round 0
+            mean = [sum(column) / len(column) for column in zip(*values, strict=True)]
+            (line,) = axes.plot(at[first:], mean[first:], label=f"{one['method']}, lr {one['lr']:g}")
+            if len(curves) > 1:
+                low, high = ([pick(column) for column in zip(*values, strict=True)] for pick in (min, max))
+                axes.fill_between(at[first:], low[first:], high[first:], color=line.get_color(), alpha=0.15)
+        axes.set(xlabel=label, ylabel=f"{summary['metric']} (%)")
+        if log:
+            axes.set_xscale("log")
+
+    return draw
+
+
+def _sensitivity(axes: "Axes", summary: Summary) -> None:
+    """What each learning rate of the sweep gave."""
+    for one in summary["methods"]:
+        known = [(entry["lr"], 100 * entry["score"]) for entry in one["lrs"] if entry["score"] is not None]
+        (line,) = axes.plot(*zip(*known, strict=True), marker="o", label=one["method"]) if known else (None,)
+        for entry in one["lrs"]:
+            if entry["score"] is None and line is not None:
+                axes.plot(entry["lr"], 0, marker="x", color=line.get_color())
+    axes.set(xlabel="learning rate", ylabel=f"{summary['metric']}, last quarter (%)", xscale="log")
+
+
+_PLOTS: "dict[str, Callable[[Axes, Summary], None]]" = {
+    "rounds": _against(lambda one: one["rounds"], "rounds", log=False),
+    "forward-passes": _against(lambda one: one["forward_passes"], "forward passes, all clients", log=True),
+    "bytes": _against(lambda one: one["bytes_up"] + one["bytes_down"], "bytes a client, up and down", log=True),
+    "learning-rates": _sensitivity,
+}
+_CAPTIONS = {
+    "rounds": "Against rounds: the mean over the seeds, and their range.",
+    "forward-passes": "Against forward passes of all clients together; a backward pass counts as two.",
+    "bytes": "Against the bytes that a client moved, as serialized, up and down together.",
+    "learning-rates": "The sweep: the mean over the last quarter of a run, first seed; a cross at the bottom diverged.",
+}
+
+
+def _figure(path: Path, caption: str) -> str:
+    image = base64.b64encode(path.read_bytes()).decode()
+    text = html.escape(caption)
+    return f'<figure><img src="data:image/png;base64,{image}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def _tables(text: str) -> str:
+    """Markdown's tables and lines, as ``markdown`` writes them, in HTML."""
+    made, table = [], False
+    for line in text.splitlines():
+        if line.startswith("|---"):
+            continue
+        if line.startswith("|") != table:
+            table = not table
+            made.append("<table>" if table else "</table>")
+        if table:
+            cells = "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in line.strip("|").split("|"))
+            made.append(f"<tr>{cells}</tr>")
+        elif line:
+            made.append(f"<p>{html.escape(line)}</p>")
+    return "\n".join([*made, "</table>"] if table else made)
+
+
+_TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; display: block; overflow-x: auto }}
+td {{ border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; text-align: right; white-space: nowrap }}
+td:first-child {{ text-align: left }}
+tr:first-child td {{ font-weight: 600 }}
+main {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem }}
+figure {{ margin: 0 }}
+img {{ width: 100% }}
+figcaption {{ color: #555; font-size: 0.9rem }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{tables}
+<main>
+{figures}
+</main>
+</body>
+</html>
+"""
