@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from scalarfl import METHODS, HiSo, HiSoScalar, InputError, Method, Move, Replica, make_method, simulate
+from scalarfl import METHODS, HiSo, HiSoScalar, InputError, Method, Move, Replica, directions, make_method, simulate
 from scalarfl.methods import Fzoo, HiSoFrozen, Meazo, Momentum, square_root
+from scalarfl.seeds import derive
 from support import Office, cross_entropy, network, score, shards, updates
 
 ALL = [pytest.param(method(), id=name) for name, method in METHODS.items()]
@@ -283,3 +284,30 @@ def test_wrong_methods_and_settings_are_refused(name: str, settings: dict[str, o
     with pytest.raises(InputError, match="method") as error:
         make_method(name, settings)
     assert says in str(error.value)
+
+
+def test_central_differences_cancel_the_curvature() -> None:
+    """On a quadratic a forward difference is off by mu/2 z'Hz; a central one is exact, and takes 2 P losses."""
+
+    class Point(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+
+    def loss(model: torch.nn.Module, _batch: object) -> torch.Tensor:
+        x = next(model.parameters()).detach().double()
+        return (x * x * torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)).sum() / 2
+
+    found = {}
+    for difference in ("forward", "central"):
+        data = [torch.utils.data.TensorDataset(torch.zeros(4))]
+        run = simulate(Point(), data, loss, method="decomfl", difference=difference, mu=0.5, lr=1e-3, rounds=1)
+        assert run.forward_passes == {"forward": 6, "central": 10}[difference]
+        found[difference] = run.replica.tensors[0] - torch.tensor([1.0, -2.0, 3.0])
+    again = simulate(Point(), data, loss, method="mezo", mu=0.5, lr=1e-3, rounds=1)
+    assert torch.equal(again.replica.tensors[0] - torch.tensor([1.0, -2.0, 3.0]), found["central"])
+    seed = derive(0, "directions", 0)
+    u = torch.stack([directions.noise(seed, 0, p, 0, 3) for p in range(5)])
+    expected = -1e-3 * ((u @ torch.tensor([1.0, -20.0, 300.0]))[:, None] * u).mean(0)
+    assert torch.allclose(found["central"], expected, atol=1e-5)
+    assert not torch.allclose(found["forward"], expected, atol=1e-2)

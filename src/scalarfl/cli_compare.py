@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +43,7 @@ def compare(
     from scalarfl.compare.page import write
 
     folder = Path("runs") / f"compare-{recipe.stem}" if out is None else out
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the runs at work are stopped as well
     found = run(
         recipe,
         setting or [],

@@ -101,11 +101,16 @@ class Client:
         scalars = np.empty((h.local_steps, h.perturbations), dtype=np.float32)
         walk: Walk = ()
         for step in range(h.local_steps):
-            # f(x_k + mu z_p) for every direction, all on one batch, beside f(x_k)
-            losses = yield Probing(task.seed, task.lr, h.mu, walk, own, self.batch(task.round, step))
-            at_x, beside = losses[0], np.asarray(losses[1:], dtype=np.float64)
+            # f(x_k + mu z_p) for every direction, all on one batch, beside f(x_k) or f(x_k - mu z_p)
+            asked = Probing(task.seed, task.lr, h.mu, walk, own, self.batch(task.round, step))
             with np.errstate(all="ignore"):  # a loss that is not finite is refused by the server, with a reason
-                scalars[step] = ((beside - at_x) / h.mu).astype(np.float32)
+                if h.difference == "central":
+                    ahead = np.asarray((yield asked._replace(bare=True)), dtype=np.float64)
+                    behind = np.asarray((yield asked._replace(bare=True, mu=-h.mu)), dtype=np.float64)
+                    scalars[step] = ((ahead - behind) / (2 * h.mu)).astype(np.float32)
+                else:
+                    at_x, *ahead_of_x = yield asked
+                    scalars[step] = ((np.asarray(ahead_of_x, dtype=np.float64) - at_x) / h.mu).astype(np.float32)
             walk += coefficients(scalars[step : step + 1])
         return encode(RoundReply(self.name, task.round, len(self.data), pack(scalars)))
 

@@ -45,12 +45,19 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     perturbations: int
     local_steps: int
     directions: Literal["shared", "per-client"]
+    difference: Literal["forward", "central"] = "forward"
+    """How clients measure along a direction: P + 1 losses a step, or 2 P."""
     aggregation: str
     seed: int
 
     def encoded(self) -> bytes:
         """Canonical JSON: keys sorted."""
         return msgspec.json.encode(self, order="sorted")
+
+    @property
+    def losses(self) -> int:
+        """Forward passes of one batch that a client takes for a round."""
+        return self.local_steps * losses(self.perturbations, self.difference)
 
     def digest(self) -> bytes:
         """SHA-256 of the canonical JSON."""
@@ -59,7 +66,15 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def contract(self) -> dict[str, bytes]:
         """The 8-byte digests of what client and server must agree on, by name."""
         method = msgspec.json.encode(
-            [self.method, self.settings, self.mu, self.perturbations, self.local_steps, self.directions],
+            [
+                self.method,
+                self.settings,
+                self.mu,
+                self.perturbations,
+                self.local_steps,
+                self.directions,
+                self.difference,
+            ],
             order="sorted",
         )
         parts = {
@@ -69,6 +84,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "generator": f"{self.generator} {self.table}".encode(),
         }
         return {name: hashlib.sha256(part).digest()[:8] for name, part in parts.items()}
+
+
+def losses(perturbations: int, difference: str) -> int:
+    """Forward passes of one batch that a local step takes."""
+    return 2 * perturbations if difference == "central" else perturbations + 1
 
 
 class Admission(msgspec.Struct, array_like=True, frozen=True):

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from scalarfl import language, models, selection
 from scalarfl.language.batches import MOST
 from scalarfl.language.own import paths
-from scalarfl.ledger import Ledger
+from scalarfl.ledger import Ledger, losses
 from scalarfl.messages import PROTOCOL, Hello, Measured, RoundReply, RoundTask, decode, encode, pack
 from scalarfl.partial import SLICE
 from scalarfl.prepare import FROM_SCRATCH, check_names, header, lora, trainable
@@ -88,7 +88,8 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
         scratch += 4 * d
     state = 4 * d * method.scalar_only.vectors
     activations = _activations(config, recipe, model)
-    passes = federation.sampled * (method.perturbations + 1) * federation.local_steps
+    each = losses(method.perturbations, method.difference or method.scalar_only.difference)
+    passes = federation.sampled * each * federation.local_steps
     up, down = _bytes(recipe, d)
     process = _process(recipe) + _data(recipe)
     per_step = method.perturbations * d

@@ -38,6 +38,8 @@ class Probing(NamedTuple):
     walk: Walk
     perturbations: range
     batch: Any
+    bare: bool = False
+    """Whether the loss at the position itself is left out."""
 
 
 class Probe:
@@ -60,7 +62,7 @@ class Probe:
 
     @torch.no_grad()
     def measure(self, questions: Sequence[Probing]) -> list[list[float]]:
-        """For each question its 1 + P losses: at the client's position, then in every direction.
+        """For each question its losses: at the client's position, unless it is bare, then in every direction.
 
         Clients that ask about the same points (a cohort at its first local step, with shared directions) share each
         perturbed copy of the weights. Neither their order nor their company changes a bit of anybody's losses.
@@ -69,9 +71,11 @@ class Probe:
         for members in _grouped((_standpoint(question), index) for index, question in enumerate(questions)).values():
             here = questions[members[0]]
             position = self._position(here)
-            with self.overlay.whole(self._as_weights(position)):
-                for index in members:
-                    losses[index][None] = self._loss(questions[index].batch)
+            wanting = [index for index in members if not questions[index].bare]
+            if wanting:
+                with self.overlay.whole(self._as_weights(position)):
+                    for index in wanting:
+                        losses[index][None] = self._loss(questions[index].batch)
             points = _grouped((p, index) for index in members for p in questions[index].perturbations)
             for perturbation, askers in points.items():
                 batches = [questions[index].batch for index in askers]
@@ -79,7 +83,7 @@ class Probe:
                 for index, value in zip(askers, beside, strict=True):
                     losses[index][perturbation] = value
         return [
-            [answers[None], *(answers[p] for p in question.perturbations)]
+            [answers[p] for p in ((() if question.bare else (None,)) + tuple(question.perturbations))]
             for question, answers in zip(questions, losses, strict=True)
         ]
 

@@ -94,6 +94,10 @@ class MethodSection(Section):
     directions: Literal["shared", "per-client"] = Field(
         "shared", description='"shared" by the cohort, or drawn anew "per-client"'
     )
+    difference: Literal["forward", "central"] | None = Field(
+        None,
+        description='how clients measure: "forward" (P + 1 losses a step), "central" (2 P); left out: the method\'s',
+    )
     own: Method | Baseline = Field(default_factory=lambda: make_method("hiso"), exclude=True)
 
     @property
@@ -263,6 +267,7 @@ _EXAMPLES = {
     "lora_targets": '["q_proj", "v_proj"]',
     "revision": '"main"',
     "hidden": "[64]",
+    "difference": '"central"',
 }
 
 

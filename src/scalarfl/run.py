@@ -65,6 +65,7 @@ def start(prepared: Prepared, ledger: Path | None = None, *, resume: bool = Fals
         local_steps=federation.local_steps,
         batch_size=federation.batch_size,
         directions=method.directions,
+        difference=method.difference,
         aggregation=federation.aggregation,
         trainable=prepared.trainable,
         seed=federation.seed,

@@ -16,7 +16,7 @@ from scalarfl.aggregate import AGGREGATIONS
 from scalarfl.client import Client, Dataset
 from scalarfl.errors import InputError, VerificationError, nearest
 from scalarfl.ledger import Evaluation, Header, Ledger
-from scalarfl.methods import Method, make_method
+from scalarfl.methods import Difference, Method, make_method
 from scalarfl.objective import Evaluate, Loss, as_score
 from scalarfl.probe import Probe, Probing
 from scalarfl.replica import Replica
@@ -99,6 +99,7 @@ def simulate(
     local_steps: int = 1,
     batch_size: int = 16,
     directions: Literal["shared", "per-client"] = "shared",
+    difference: Difference | None = None,
     aggregation: str = "mean",
     trainable: Trainable = "all",
     seed: int = 0,
@@ -121,6 +122,7 @@ def simulate(
         rounds: total number of rounds, those on a resumed ledger included.
         sampled: clients in a round's cohort; by default all.
         directions: ``shared`` by the cohort, as published, or drawn anew for every client of it.
+        difference: ``forward``, ``central``, or None for the method's own.
         aggregation: ``mean`` or ``weighted`` by number of examples.
         trainable: what is trained: ``all``, ``norms``, patterns of parameter names, or a ``Sparse`` mask.
         evaluate: measures the model before the first round, every ``evaluate_every`` rounds and at the end.
@@ -149,6 +151,7 @@ def simulate(
         perturbations=perturbations,
         local_steps=local_steps,
         directions=directions,
+        difference=difference or method.difference,
         aggregation=aggregation,
         seed=seed,
     )
@@ -335,8 +338,8 @@ def traffic(ledger: Ledger) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def forward_passes(ledger: Ledger) -> int:
-    """Losses evaluated for all rounds on record, one batch each: tau (P + 1) a client that replied."""
-    each = ledger.header.local_steps * (ledger.header.perturbations + 1)
+    """Losses evaluated for all rounds on record, one batch each: ``Header.losses`` a client that replied."""
+    each = ledger.header.losses
     return each * sum(len(audit.participants) + len(audit.rejected) for _, audit in ledger.audits("round"))
 
 

@@ -6,26 +6,29 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from scalarfl.errors import InputError, nearest, shown
-from scalarfl.methods.base import Method, Move, State, square_root
+from scalarfl.methods.base import Difference, Method, Move, State, square_root
 from scalarfl.methods.decomfl import DeComFL
 from scalarfl.methods.fzoo import Fzoo
 from scalarfl.methods.hiso import HiSo
 from scalarfl.methods.hiso_frozen import HiSoFrozen
 from scalarfl.methods.hiso_scalar import HiSoScalar
 from scalarfl.methods.meazo import Meazo
+from scalarfl.methods.mezo import MeZO
 from scalarfl.methods.momentum import Momentum
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (DeComFL, HiSo, HiSoScalar, HiSoFrozen, Momentum, Meazo, Fzoo)
+    method.name: method for method in (DeComFL, HiSo, HiSoScalar, HiSoFrozen, Momentum, Meazo, Fzoo, MeZO)
 }
 
 __all__ = [
     "METHODS",
     "DeComFL",
+    "Difference",
     "Fzoo",
     "HiSo",
     "HiSoFrozen",
     "HiSoScalar",
+    "MeZO",
     "Meazo",
     "Method",
     "Momentum",

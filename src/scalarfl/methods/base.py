@@ -8,12 +8,14 @@ through many rounds while it sits in cache, on any number of threads, with the s
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+
+Difference = Literal["forward", "central"]
 
 State = dict[str, Tensor]
 """A method's state for some coordinates: float32 tensors of the coordinates' shape, or of shape () where one number
@@ -66,6 +68,9 @@ class Method(BaseModel, ABC):
     vectors: ClassVar[int]
     """Number of float32 vectors of length d that the state takes."""
 
+    difference: ClassVar[Difference] = "forward"
+    """How clients measure along a direction, where the recipe does not say: "forward", (f(x + mu z) - f(x)) / mu, takes
+    P + 1 losses a step; "central", (f(x + mu z) - f(x - mu z)) / (2 mu), takes 2 P."""
     directions: ClassVar[int] = 1
     """Directions a local step that it needs at least."""
 
