@@ -63,19 +63,20 @@ def truth(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[npt.NDArray[n
     flat = torch.cat([value.view(-1) for value in named.values()]).requires_grad_(True)
 
     def loss(x: Tensor) -> Tensor:
-        pieces = {name: piece.view_as(named[name]) for name, piece in zip(named, x.split(sizes), strict=True)}
+        pieces = {name: piece.view_as(named[name]) for name, piece in zip(named, torch.split(x, sizes), strict=True)}
         inputs, labels = batch
         return nn.functional.cross_entropy(torch.func.functional_call(model, pieces, (inputs.double(),)), labels)
 
     (gradient,) = torch.autograd.grad(loss(flat), flat)
-    hessian = torch.autograd.functional.hessian(loss, flat.detach())
+    hessian = torch.func.hessian(loss)(flat.detach())
     return torch.diagonal(hessian).numpy(), gradient.numpy()
 
 
 def rank_correlation(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     """Spearman's."""
     ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    one, other = (rank - rank.mean() for rank in ranks)
+    return float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum()))
 
 
 class Quadratic(nn.Module):
@@ -136,7 +137,7 @@ def main() -> None:
     found = {"correlations": list(correlations()), "quadratics": list(quadratics())}
     (OUT / "curvature.json").write_text(json.dumps(found, indent=1) + "\n")
     lines = [
-        "| P | rounds | accuracy | H and the Hessian's diagonal | H and the squared gradient | H's 90 % / 10 % quantile |",
+        "| P | rounds | accuracy | H and the Hessian's diagonal | H and the squared gradient | H's 90 % / 10 % |",
         "|---:|---:|---:|---:|---:|---:|",
     ]
     for one in found["correlations"]:
