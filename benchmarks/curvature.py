@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from scalarfl import HiSo, Method, make_method, simulate
+from scalarfl.compare.inside import rank_correlation
 from scalarfl.methods import HiSoFrozen
 from scalarfl.models import build
 from scalarfl.objective import Score
@@ -70,13 +71,6 @@ def truth(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[npt.NDArray[n
     (gradient,) = torch.autograd.grad(loss(flat), flat)
     hessian = torch.func.hessian(loss)(flat.detach())
     return torch.diagonal(hessian).numpy(), gradient.numpy()
-
-
-def rank_correlation(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    """Spearman's."""
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    one, other = (rank - rank.mean() for rank in ranks)
-    return float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum()))
 
 
 class Quadratic(nn.Module):

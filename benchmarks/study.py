@@ -83,7 +83,7 @@ def main() -> None:
             ROOT / "recipes" / "fashion-mnist.toml", part.overrides, contenders, part.seeds, part.lrs, out,
             os.cpu_count() or 1, _said,
         )  # fmt: skip
-        summary = summarise(found)
+        summary = summarise(found, out)
         (out / "compare.json").write_text(json.dumps(summary) + "\n")
         (out / "compare.md").write_text(f"{part.what}.\n\n{markdown(summary)}")
         write(out)

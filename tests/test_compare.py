@@ -101,7 +101,7 @@ def test_the_summary_by_hand() -> None:
     found = sweep.Comparison([quick, slow], [0, 1], same=False)
     found.best = {quick: 0.1, slow: 0.1}
     found.results = {Cell(c, 0.1, seed): result(curve) for (c, seed), curve in curves.items()}
-    summary = summarise(found)
+    summary = summarise(found, Path("nowhere"))
     first, second = summary["methods"]
     assert first["final"]["mean"] == pytest.approx(0.75)
     assert first["final"]["deviation"] == pytest.approx(0.1 / 2**0.5)
@@ -132,7 +132,7 @@ def test_from_a_recipe_to_a_page(tmp_path: Path) -> None:
     path.write_text(RECIPE)
     options = (
         "--methods",
-        "decomfl,fedavg",
+        "decomfl,fedavg,hiso",
         "--seeds",
         "0,1",
         "--lrs",
@@ -145,7 +145,7 @@ def test_from_a_recipe_to_a_page(tmp_path: Path) -> None:
     done = command("compare", str(path), *options, "--json")
     assert done.returncode == 0, done.stderr
     summary = last_json(done.stdout)
-    assert [one["method"] for one in summary["methods"]] == ["decomfl", "fedavg"]
+    assert [one["method"] for one in summary["methods"]] == ["decomfl", "fedavg", "hiso"]
     for one in summary["methods"]:
         for seed in (0, 1):
             folder = out / one["method"] / f"lr-{one['lr']:g}" / f"seed-{seed}"
@@ -153,14 +153,22 @@ def test_from_a_recipe_to_a_page(tmp_path: Path) -> None:
             assert own["curve"] == one["curves"][seed]
             assert own["seed"] == seed
     assert command("verify", str(out / "decomfl" / "lr-0.1" / "seed-0")).returncode == 0
-    assert done.stderr.count("seed 0") == 4
+    assert done.stderr.count("seed 0") == 6
+    first, dense, shaped = (one["inside"] for one in summary["methods"])
+    assert dense is None
+    assert sum(first["participation"].values()) == 12 * 2
+    assert {row["purpose"] for row in first["traffic"]} == {"round", "catch-up", "handshake"}
+    assert first["hessian"] is None
+    assert [moment["round"] for moment in shaped["hessian"]["moments"]] == [2, 5, 7, 10, 12]
+    assert {sum(moment["counts"]) for moment in shaped["hessian"]["moments"]} == {summary["methods"][2]["dimension"]}
+    assert -1 <= shaped["hessian"]["with_squared_gradient"] <= 1
 
     before = (out / "decomfl" / "lr-0.1" / "seed-0" / "result.json").stat().st_mtime_ns
     again = command("compare", str(path), *options)
     assert (out / "decomfl" / "lr-0.1" / "seed-0" / "result.json").stat().st_mtime_ns == before
     assert "| decomfl |" in again.stdout
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 7
     assert "<td>fedavg</td>" in page
     assert "http" not in page.replace("http-equiv", "")
     (out / "rounds.png").unlink()

@@ -54,7 +54,7 @@ def compare(
         workers or os.cpu_count() or 1,
         _said,
     )
-    summary = summarise(found)
+    summary = summarise(found, folder)
     (folder / "compare.json").write_text(json.dumps(summary) + "\n")
     (folder / "compare.md").write_text(markdown(summary))
     page = write(folder)

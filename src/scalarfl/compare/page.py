@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalarfl.compare.inside import BINS
 from scalarfl.compare.table import Summary, markdown
 from scalarfl.errors import InputError
 
@@ -46,7 +47,8 @@ def _draw(path: Path, draw: "Callable[[Axes, Summary], None]", summary: Summary)
     axes = figure.subplots()
     draw(axes, summary)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
     figure.savefig(path, dpi=130)
 
 
@@ -84,17 +86,69 @@ def _sensitivity(axes: "Axes", summary: Summary) -> None:
     axes.set(xlabel="learning rate", ylabel=f"{summary['metric']}, last quarter (%)", xscale="log")
 
 
+def _traffic(axes: "Axes", summary: Summary) -> None:
+    """Bytes by purpose, up and down, of the first seed's run."""
+    inside = [(one["method"], one["inside"]["traffic"]) for one in summary["methods"] if one["inside"]]
+    purposes = sorted({(row["direction"], row["purpose"]) for _, rows in inside for row in rows})
+    bottoms = [0.0] * len(inside)
+    for direction, purpose in purposes:
+        heights = [
+            sum(row["serialized"] for row in rows if (row["direction"], row["purpose"]) == (direction, purpose))
+            for _, rows in inside
+        ]
+        axes.bar([name for name, _ in inside], heights, bottom=bottoms, label=f"{purpose}, {direction}")
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    axes.set(ylabel="bytes, all clients together")
+    axes.tick_params(axis="x", labelrotation=20)
+
+
+def _participation(axes: "Axes", summary: Summary) -> None:
+    """How often each client took part, in the first seed's run of the first scalar-only method."""
+    inside: dict[str, int] = next((one["inside"]["participation"] for one in summary["methods"] if one["inside"]), {})
+    axes.bar(range(len(inside)), list(inside.values()), label="rounds that a client took part in")
+    axes.set(xlabel="client", ylabel="rounds")
+
+
+def _hessian(axes: "Axes", summary: Summary) -> None:
+    """H over time; for the first method that has one."""
+    found = next(
+        (
+            (one["method"], one["inside"]["hessian"])
+            for one in summary["methods"]
+            if (one["inside"] or {}).get("hessian")
+        ),
+        None,
+    )
+    if found is None:
+        axes.set_title("none of the methods learns a vector H")
+        return
+    name, hessian = found
+    for moment in hessian["moments"]:
+        axes.stairs(moment["counts"], BINS, label=f"after {moment['round']} rounds")
+    used = [i for moment in hessian["moments"] for i, count in enumerate(moment["counts"]) if count]
+    axes.set_xlim(BINS[max(0, min(used) - 2)], BINS[min(len(BINS) - 1, max(used) + 3)])
+    correlation = hessian["with_squared_gradient"]
+    known = "" if correlation is None else f"; rank correlation with the squared gradient {correlation:.2f}"
+    axes.set(xlabel="log10 H", ylabel="parameters", title=f"{name}{known}")
+
+
 _PLOTS: "dict[str, Callable[[Axes, Summary], None]]" = {
     "rounds": _against(lambda one: one["rounds"], "rounds", log=False),
     "forward-passes": _against(lambda one: one["forward_passes"], "forward passes, all clients", log=True),
     "bytes": _against(lambda one: one["bytes_up"] + one["bytes_down"], "bytes a client, up and down", log=True),
     "learning-rates": _sensitivity,
+    "traffic": _traffic,
+    "participation": _participation,
+    "hessian": _hessian,
 }
 _CAPTIONS = {
     "rounds": "Against rounds: the mean over the seeds, and their range.",
     "forward-passes": "Against forward passes of all clients together; a backward pass counts as two.",
     "bytes": "Against the bytes that a client moved, as serialized, up and down together.",
     "learning-rates": "The sweep: the mean over the last quarter of a run, first seed; a cross at the bottom diverged.",
+    "traffic": "Bytes by purpose, from the ledgers of the first seed; a dense baseline has none.",
+    "participation": "Who took part: the first seed's cohorts, the same for all methods.",
+    "hessian": "What H became: the histogram over all parameters, at five moments of the first seed's run.",
 }
 
 

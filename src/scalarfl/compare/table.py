@@ -2,19 +2,24 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from scalarfl.compare.cells import Contender
+from scalarfl.compare.cells import Cell, Contender
+from scalarfl.compare.inside import look
 from scalarfl.compare.sweep import Comparison, score
 from scalarfl.report import duration, size
 
 Summary = dict[str, Any]
 
 
-def summarise(found: Comparison) -> Summary:
-    """Everything, in numbers. Bytes are a client's means over its run; a backward pass counts as two forward passes."""
-    methods = [_method(found, contender) for contender in found.contenders]
+def summarise(found: Comparison, out: Path) -> Summary:
+    """Everything, in numbers. Bytes are a client's means over its run; a backward pass counts as two forward passes.
+
+    out: the comparison's folder.
+    """
+    methods = [_method(found, contender, out) for contender in found.contenders]
     first = found.runs(found.contenders[0])[0]
     return {
         "task": first["task"],
@@ -27,7 +32,7 @@ def summarise(found: Comparison) -> Summary:
     }
 
 
-def _method(found: Comparison, contender: Contender) -> Summary:
+def _method(found: Comparison, contender: Contender, out: Path) -> Summary:
     runs = found.runs(contender)
     own = {key: runs[0][key] for key in ("dimension", "rounds", "clients", "sampled", "perturbations", "local_steps")}
     return own | {
@@ -48,6 +53,7 @@ def _method(found: Comparison, contender: Contender) -> Summary:
         "diverged": sum(run["diverged"] for run in runs),
         "diverged_in_sweep": sum(result["diverged"] for result in found.tried(contender).values()),
         "curves": [run["curve"] for run in runs],
+        "inside": look(Cell(contender, found.best[contender], found.seeds[0]).folder(out)),
     }
 
 
