@@ -20,6 +20,7 @@ LAYERS = [
     {"probe", "snapshot"},
     {"client", "server"},
     {"simulation", "tasks"},
+    {"trackers"},
     {"baselines"},
     {"recipe", "report", "language"},
     {"prepare"},

@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -122,6 +122,7 @@ def run(
         bool, typer.Option("--resume", help="Continue the run in the folder where its ledger ends.")
     ] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data files; overrides task.data_dir.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe: simulate the whole federation on this machine."""
@@ -130,7 +131,11 @@ def run(
     loaded = recipes.load(recipe, _with_data_dir(setting, data_dir))
     folder = out or Path("runs") / recipe.stem
     try:
-        with watching(loaded.method.name) as watch:
+        with watching(loaded.method.name) as watch, ExitStack() as stack:
+            if tensorboard is not None:
+                from scalarfl import trackers
+
+                watch = trackers.watch(stack.enter_context(trackers.TensorBoard(tensorboard)), then=watch)
             result = runs.run(loaded, folder, resume=resume, watch=watch)
     except runs.Interrupted as stop:
         again = " ".join(f"-s {text}" for text in setting or [])
