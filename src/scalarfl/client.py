@@ -103,14 +103,13 @@ class Client:
         for step in range(h.local_steps):
             # f(x_k + mu z_p) for every direction, all on one batch, beside f(x_k) or f(x_k - mu z_p)
             asked = Probing(task.seed, task.lr, h.mu, walk, own, self.batch(task.round, step))
-            with np.errstate(all="ignore"):  # a loss that is not finite is refused by the server, with a reason
-                if h.difference == "central":
-                    ahead = np.asarray((yield asked._replace(bare=True)), dtype=np.float64)
-                    behind = np.asarray((yield asked._replace(bare=True, mu=-h.mu)), dtype=np.float64)
-                    scalars[step] = ((ahead - behind) / (2 * h.mu)).astype(np.float32)
-                else:
-                    at_x, *ahead_of_x = yield asked
-                    scalars[step] = ((np.asarray(ahead_of_x, dtype=np.float64) - at_x) / h.mu).astype(np.float32)
+            if h.difference == "central":
+                ahead = yield asked._replace(bare=True)
+                behind = yield asked._replace(bare=True, mu=-h.mu)
+                scalars[step] = _slopes(ahead, behind, 2 * h.mu)
+            else:
+                at_x, *ahead = yield asked
+                scalars[step] = _slopes(ahead, [at_x], h.mu)
             walk += coefficients(scalars[step : step + 1])
         return encode(RoundReply(self.name, task.round, len(self.data), pack(scalars)))
 
@@ -138,6 +137,12 @@ class Client:
     def batch(self, round_: int, step: int) -> Any:
         """The batch of this round and step."""
         return drawn(self.data, self.batch_size, self.header.seed, self.name, round_, step)
+
+
+def _slopes(ahead: list[float], behind: list[float], distance: float) -> npt.NDArray[np.float32]:
+    """float32[P]; a loss that is not finite is refused by the server, with a reason."""
+    with np.errstate(all="ignore"):
+        return ((np.asarray(ahead) - np.asarray(behind)) / distance).astype(np.float32)
 
 
 def drawn(data: Dataset, size: int, seed: int, client: str, round_: int, step: int) -> Any:
