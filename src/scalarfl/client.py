@@ -142,7 +142,8 @@ class Client:
 def _slopes(ahead: list[float], behind: list[float], distance: float) -> npt.NDArray[np.float32]:
     """float32[P]; a loss that is not finite is refused by the server, with a reason."""
     with np.errstate(all="ignore"):
-        return ((np.asarray(ahead) - np.asarray(behind)) / distance).astype(np.float32)
+        slopes: npt.NDArray[np.float32] = ((np.asarray(ahead) - np.asarray(behind)) / distance).astype(np.float32)
+    return slopes
 
 
 def drawn(data: Dataset, size: int, seed: int, client: str, round_: int, step: int) -> Any:
