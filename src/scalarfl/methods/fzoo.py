@@ -5,10 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from scalarfl.methods.base import Method, Move, State
+from scalarfl.methods.base import Move, State
+from scalarfl.methods.decomfl import DeComFL
 
 
-class Fzoo(Method):
+class Fzoo(DeComFL):
     """Zeroth-order SGD, normalised round by round by the standard deviation of what the directions measured.
 
         z_p = u_p
@@ -24,18 +25,6 @@ class Fzoo(Method):
     source: ClassVar[str] = "arXiv 2506.09034"
     vectors: ClassVar[int] = 0
     directions: ClassVar[int] = 2
-
-    def init(self, like: Tensor) -> State:
-        """Stateless."""
-        return {}
-
-    def scale(self, state: State) -> Tensor | None:
-        """z = u."""
-        return None
-
-    def learn(self, state: State, move: Move) -> State:
-        """Nothing to learn."""
-        return state
 
     def step(self, state: State, move: Move) -> Tensor:
         """Dx over the unbiased standard deviation, whose sums are exact."""

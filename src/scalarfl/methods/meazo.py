@@ -7,10 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scalarfl.methods.base import Method, Move, State, square_root
+from scalarfl.methods.base import Move, State, square_root
+from scalarfl.methods.decomfl import DeComFL
 
 
-class Meazo(Method):
+class Meazo(DeComFL):
     """Zeroth-order SGD whose step is divided by the root of the scalars' second moment.
 
         z_p = u_p
@@ -33,10 +34,6 @@ class Meazo(Method):
     def init(self, like: Tensor) -> State:
         """Nothing seen yet."""
         return {"moment": torch.zeros((), device=like.device), "weight": torch.zeros((), device=like.device)}
-
-    def scale(self, state: State) -> Tensor | None:
-        """z = u."""
-        return None
 
     def learn(self, state: State, move: Move) -> State:
         """The moving average of the mean square; the sum is exact, so that its order does not matter."""

@@ -6,10 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scalarfl.methods.base import Method, Move, State
+from scalarfl.methods.base import Move, State
+from scalarfl.methods.decomfl import DeComFL
 
 
-class Momentum(Method):
+class Momentum(DeComFL):
     """Zeroth-order SGD with momentum.
 
         z_p = u_p
@@ -30,10 +31,6 @@ class Momentum(Method):
     def init(self, like: Tensor) -> State:
         """m_0 = 0."""
         return {"momentum": torch.zeros_like(like)}
-
-    def scale(self, state: State) -> Tensor | None:
-        """z = u."""
-        return None
 
     def learn(self, state: State, move: Move) -> State:
         """The moving average."""
