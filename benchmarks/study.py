@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ def main() -> None:
         contenders = [Contender(text) for text in part.methods]
         found = compare(
             ROOT / "recipes" / "fashion-mnist.toml", part.overrides, contenders, part.seeds, part.lrs, out,
-            os.cpu_count() or 1, _said,
+            os.cpu_count() or 1, Plainly(),
         )  # fmt: skip
         summary = summarise(found, out)
         (out / "compare.json").write_text(json.dumps(summary) + "\n")
@@ -94,8 +95,13 @@ def main() -> None:
                 shutil.copy(file, kept / file.name)
 
 
-def _said(cell: Cell, result: dict[str, Any]) -> None:
-    print(f"  {cell.contender.text}, lr {cell.lr:g}, seed {cell.seed}: {result['best_accuracy']}", flush=True)
+class Plainly:
+    """A line for each finished run."""
+
+    def done(self, cell: Cell, result: dict[str, Any]) -> None:
+        print(f"  {cell.contender.text}, lr {cell.lr:g}, seed {cell.seed}: {result['best_accuracy']}", flush=True)
+
+    def working(self, at_work: Mapping[Cell, str], left: int) -> None: ...
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scalarfl import InputError
+from scalarfl import InputError, Ledger, ScalarflError
 from scalarfl.compare import markdown, summarise, sweep
 from scalarfl.compare.cells import Cell, Contender
 from scalarfl.compare.page import write
@@ -36,7 +41,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Runs are not run: a method's accuracy falls with the distance from its own best learning rate."""
     peaks: dict[str, float] = {}
 
-    def run(self: object, cells: list[Cell], done: object) -> dict[Cell, dict[str, Any]]:
+    def run(self: object, cells: list[Cell], watcher: object) -> dict[Cell, dict[str, Any]]:
         found = {}
         for cell in cells:
             away = math.log10(cell.lr / peaks[cell.contender.text])
@@ -47,11 +52,16 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return peaks
 
 
+class Silent:
+    def done(self, cell: Cell, result: dict[str, Any]) -> None: ...
+    def working(self, at_work: Mapping[Cell, str], left: int) -> None: ...
+
+
 def compared(tmp_path: Path, methods: list[str], lrs: list[float] | None = None) -> sweep.Comparison:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE)
     contenders = [Contender(text) for text in methods]
-    return sweep.compare(path, [], contenders, [0, 1, 2], lrs, tmp_path / "out", 1, lambda cell, found: None)
+    return sweep.compare(path, [], contenders, [0, 1, 2], lrs, tmp_path / "out", 1, Silent())
 
 
 def test_a_grid_is_widened_until_the_best_is_inside(pretended: dict[str, float], tmp_path: Path) -> None:
@@ -196,3 +206,38 @@ def test_wrong_input(options: list[str], says: str, tmp_path: Path) -> None:
 def test_no_comparison_to_report_on(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no comparison can be read"):
         write(tmp_path)
+
+
+def test_a_comparison_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    """Stopped in the middle of its first runs, which stop too; in the end every ledger is as if nothing had been."""
+    path, out = tmp_path / "recipe.toml", tmp_path / "out"
+    path.write_text(RECIPE.replace("rounds = 12", "rounds = 1500").replace("every = 5", "every = 500"))
+    options = [str(path), "--methods", "decomfl,hiso", "--seeds", "0", "--lrs", "1e-2", "--workers", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "scalarfl", "compare", *options, "--out", str(out)])
+    ledgers = [out / name / "lr-0.01" / "seed-0" / "ledger.sqlite" for name in ("decomfl", "hiso")]
+    ends = time.monotonic() + 60
+    while not all(_rounds(ledger) > 20 for ledger in ledgers):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    reached = [_rounds(ledger) for ledger in ledgers]
+    time.sleep(1)
+    assert [_rounds(ledger) for ledger in ledgers] == reached  # nobody is at work any more
+    assert min(reached) < 1500
+
+    assert command("compare", *options, "--out", str(out)).returncode == 0
+    assert command("compare", *options, "--out", str(tmp_path / "straight")).returncode == 0
+    for ledger in ledgers:
+        straight = tmp_path / "straight" / ledger.relative_to(out)
+        with Ledger.open(ledger) as one, Ledger.open(straight) as other:
+            assert one.head == other.head
+            assert one.rounds == 1500
+
+
+def _rounds(path: Path) -> int:
+    try:
+        with Ledger.open(path) as ledger:
+            return ledger.rounds
+    except ScalarflError:  # not there yet, or just being made
+        return 0

@@ -3,16 +3,23 @@
 import json
 import os
 import signal
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.markup import escape
 
 from scalarfl.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.status import Status
+
     from scalarfl.compare.cells import Cell
 
 errors = Console(stderr=True, highlight=False)
@@ -44,16 +51,11 @@ def compare(
 
     folder = Path("runs") / f"compare-{recipe.stem}" if out is None else out
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the runs at work are stopped as well
-    found = run(
-        recipe,
-        setting or [],
-        [Contender(text.strip()) for text in methods.split(",")],
-        _numbers("--seeds", seeds, int),
-        None if lrs == "auto" else _numbers("--lrs", lrs, float),
-        folder,
-        workers or os.cpu_count() or 1,
-        _said,
-    )
+    contenders = [Contender(text.strip()) for text in methods.split(",")]
+    numbers = _numbers("--seeds", seeds, int), None if lrs == "auto" else _numbers("--lrs", lrs, float)
+    with errors.status("") if errors.is_terminal else nullcontext() as status:
+        shown = _Shown(status)
+        found = run(recipe, setting or [], contenders, *numbers, folder, workers or os.cpu_count() or 1, shown)
     summary = summarise(found, folder)
     (folder / "compare.json").write_text(json.dumps(summary) + "\n")
     (folder / "compare.md").write_text(markdown(summary))
@@ -85,14 +87,35 @@ def _numbers(option: str, text: str, kind: type[Any]) -> list[Any]:
     return found
 
 
-def _said(cell: "Cell", result: dict[str, Any]) -> None:
-    from scalarfl.report import duration, percent
+class _Shown:
+    """A line for each finished run; what is at work as a live line on a terminal, else as a plain one now and then."""
 
-    where = f"{cell.contender.text}, lr {cell.lr:g}, seed {cell.seed}"
-    state = f"{percent(result['accuracy'])}, best {percent(result['best_accuracy'])}"
-    if result["diverged"]:
-        state = "diverged"
-    errors.print(f"{where}: {state} ({duration(result['seconds'])})", markup=False)
+    def __init__(self, status: "Status | None") -> None:
+        self._status = status
+        self._spoke = time.monotonic()
+
+    def done(self, cell: "Cell", result: dict[str, Any]) -> None:
+        from scalarfl.report import duration, percent
+
+        state = f"{percent(result['accuracy'])}, best {percent(result['best_accuracy'])}"
+        if result["diverged"]:
+            state = "diverged"
+        errors.print(f"{_named(cell)}: {state} ({duration(result['seconds'])})", markup=False, soft_wrap=True)
+
+    def working(self, at_work: "Mapping[Cell, str]", left: int) -> None:
+        text = f"{left} runs left of this lot; " + "; ".join(f"{_named(c)}: {line}" for c, line in at_work.items())
+        if self._status is not None:
+            self._status.update(escape(text))
+        elif at_work and time.monotonic() - self._spoke > QUIET:
+            self._spoke = time.monotonic()
+            errors.print(text, markup=False, soft_wrap=True)
+
+
+QUIET = 20  # seconds between plain lines
+
+
+def _named(cell: "Cell") -> str:
+    return f"{cell.contender.text}, lr {cell.lr:g}, seed {cell.seed}"
 
 
 def register(app: typer.Typer) -> None:

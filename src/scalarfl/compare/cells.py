@@ -3,19 +3,26 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from scalarfl import recipe as recipes, run
 from scalarfl.errors import InputError
 from scalarfl.methods import make
 from scalarfl.recipe import KINDS, Recipe
 
-Done = Callable[["Cell", dict[str, Any]], None]
-"""Called with every cell's result as it is there."""
+
+class Watcher(Protocol):
+    """Told how a comparison goes, in the thread that runs it."""
+
+    def done(self, cell: "Cell", result: dict[str, Any]) -> None:
+        """A cell's result is there, from now or from an earlier time."""
+
+    def working(self, at_work: Mapping["Cell", str], left: int) -> None:
+        """Every second: the cells at work, each with its newest line of progress, and how many runs are left."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Bench:
             return None
         return run.load_result(folder)
 
-    def run(self, cells: Iterable[Cell], done: Done) -> dict[Cell, dict[str, Any]]:
+    def run(self, cells: Iterable[Cell], watcher: Watcher) -> dict[Cell, dict[str, Any]]:
         """Results of all cells. Raises InputError with the sentence of a run that cannot be.
 
         When stopped, the runs at work are asked to stop, which loses nothing of them.
@@ -108,8 +115,9 @@ class Bench:
                 missing.append(cell)
             else:
                 found[cell] = earlier
-                done(cell, earlier)
+                watcher.done(cell, earlier)
         processes: set[subprocess.Popen[str]] = set()
+        at_work: dict[Cell, str] = {}
         stopping = threading.Event()
 
         def work(cell: Cell) -> dict[str, Any]:
@@ -126,20 +134,31 @@ class Bench:
                 text=True,
             )
             processes.add(process)
-            _, errors = process.communicate()
+            lines = [""]
+            assert process.stderr is not None
+            with process.stderr as stream:
+                for line in stream:
+                    lines.append(line.rstrip())
+                    at_work[cell] = lines[-1]
+            code = process.wait()
             processes.discard(process)
-            result = None if process.returncode else run.load_result(folder)
+            at_work.pop(cell, None)
+            result = None if code else run.load_result(folder)
             if result is None:
-                lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-                raise InputError(f"{folder}: {lines[-1].removeprefix('error: ') if lines else errors[-500:]}")
+                refusals = [line for line in lines if line.startswith("error: ")] or lines
+                raise InputError(f"{folder}: {refusals[-1].removeprefix('error: ')}")
             return result
 
         with ThreadPoolExecutor(self.workers) as pool:
             futures = {pool.submit(work, cell): cell for cell in missing}
             try:
-                for future in as_completed(futures):
-                    found[futures[future]] = future.result()
-                    done(futures[future], future.result())
+                left = set(futures)
+                while left:
+                    ready, left = wait(left, timeout=1, return_when=FIRST_COMPLETED)
+                    for future in ready:
+                        found[futures[future]] = future.result()
+                        watcher.done(futures[future], future.result())
+                    watcher.working(dict(at_work), len(left))
             except BaseException:
                 stopping.set()
                 for future in futures:

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from scalarfl.baselines import Baseline
-from scalarfl.compare.cells import Bench, Cell, Contender, Done
+from scalarfl.compare.cells import Bench, Cell, Contender, Watcher
 
 FACTOR = math.sqrt(10)
 """Between neighbours on a grid."""
@@ -65,7 +65,7 @@ def compare(
     lrs: Sequence[float] | None,
     out: Path,
     workers: int,
-    done: Done,
+    watcher: Watcher,
 ) -> Comparison:
     """Run a comparison, or what of it has not been run yet.
 
@@ -80,14 +80,14 @@ def compare(
         missing = [cell for cell in wanted if cell not in found.results]
         if not missing:
             break
-        found.results |= bench.run(missing, done)
+        found.results |= bench.run(missing, watcher)
         if lrs is None:
             grids = {contender: _widened(found, contender, grid) for contender, grid in grids.items()}
     for contender in contenders:
         tried = found.tried(contender)
         found.best[contender] = max(tried, key=lambda lr: (score(tried[lr]), -lr))
     rest = [Cell(c, found.best[c], seed) for c in contenders for seed in seeds[1:]]
-    found.results |= bench.run(rest, done)
+    found.results |= bench.run(rest, watcher)
     return found
 
 
