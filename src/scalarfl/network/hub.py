@@ -186,8 +186,15 @@ class Hub:
             log.warning("dropped %(bytes)d bytes from '%(client)s'", dropped)
 
     async def _enough(self) -> None:
-        """Wait until the clients that a round needs are present."""
-        while len(self.present) < max(1, self.minimum):
+        """Wait until the clients that a round needs are present; say so now and then."""
+        needed, said = max(1, self.minimum), time.monotonic()
+        while len(self.present) < needed:
+            if time.monotonic() - said > WATCH_EVERY:
+                said += 6 * WATCH_EVERY
+                log.info(
+                    "waiting for clients: %(present)d of %(needed)d are here",
+                    {"present": len(self.present), "needed": needed},
+                )
             await asyncio.sleep(0.05)
 
     async def _round(self, client: Any, stream: Any) -> None:

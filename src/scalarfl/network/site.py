@@ -5,6 +5,7 @@ import contextlib
 import logging
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
 
 from nats.js.errors import NotFoundError
@@ -18,6 +19,7 @@ from scalarfl.network.names import HERE_EVERY, REFUSED, SAY_HELLO, Names
 
 log = logging.getLogger("scalarfl.network")
 
+OFTEN = 10  # attempts between two lines that say so
 AT_ONCE = 500  # records held in memory while catching up
 
 
@@ -68,12 +70,17 @@ class Site:
 
     async def _hello(self, link: Any, stream: Any) -> None:
         """Catch up from the stream, then let the server compare what must agree; again until it answers."""
-        while self._finished is None:
+        for attempt in count():
+            if self._finished is not None:
+                return
             try:
                 await self._catch_up(stream)
                 hello = await asyncio.to_thread(self.client.hello)
                 answer = await link.request(self.names.hello(self.client.name), hello, timeout=5)
-            except TROUBLE:
+            except TROUBLE as error:
+                if attempt % OFTEN == OFTEN - 1:
+                    reason = str(error) or type(error).__name__
+                    log.info("no server answers yet (%(reason)s); trying again", {"reason": reason})
                 await asyncio.sleep(RETRY)
                 continue
             if answer.data.startswith(REFUSED):
