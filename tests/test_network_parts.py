@@ -195,10 +195,11 @@ def test_a_crowd_loses_no_round_and_bytes_do_not_depend_on_the_model() -> None:
     assert many["server_bytes_at_the_end"] < 1.1 * many["server_bytes_at_a_quarter"]
     small, large = crowd(3, 3, 100, 8), crowd(3, 3, 100, 600)
     assert large["dimension"] > 50 * small["dimension"]
+    assert large["serialized"] == small["serialized"]
     for way in ("wire_up_a_client_round", "wire_down_a_client_round"):
         assert small[way] < 250
         assert large[way] < 250
-        assert large[way] == pytest.approx(small[way], rel=0.15)  # signs of life go by the clock, the rest by the round
+        assert large[way] == pytest.approx(small[way], rel=0.3)  # signs of life go by the clock, the rest by the round
 
 
 @needs_broker
