@@ -192,3 +192,14 @@ def test_the_tutorial_leads_from_kits_to_a_model(
     assert len(digests) == 1
     assert (folders["server"] / "adapted" / "adapter_config.json").exists()
     assert digests.pop() in (folders["server"] / "adapted" / "README.md").read_text()
+
+
+def test_the_study_s_tables_are_its_figures() -> None:
+    from scalarfl.compare import markdown
+
+    parts = sorted((ROOT / "docs" / "study").glob("*/compare.json"))
+    assert parts
+    page = (ROOT / "docs" / "study" / "README.md").read_text()
+    for path in parts:
+        assert markdown(json.loads(path.read_text())) in path.with_suffix(".md").read_text()
+        assert f"({path.parent.name}/compare.md)" in page

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scalarfl.compare.inside import BINS
 from scalarfl.compare.table import Summary, markdown
 from scalarfl.errors import InputError
@@ -123,10 +125,12 @@ def _hessian(axes: "Axes", summary: Summary) -> None:
         axes.set_title("none of the methods learns a vector H")
         return
     name, hessian = found
-    for moment in hessian["moments"]:
-        axes.stairs(moment["counts"], BINS, label=f"after {moment['round']} rounds")
-    used = [i for moment in hessian["moments"] for i, count in enumerate(moment["counts"]) if count]
-    axes.set_xlim(BINS[max(0, min(used) - 2)], BINS[min(len(BINS) - 1, max(used) + 3)])
+    moments = hessian["moments"]
+    edges = np.linspace(BINS[0], BINS[-1], len(moments[0]["counts"]) + 1)
+    for moment in moments:
+        axes.stairs(moment["counts"], edges, label=f"after {moment['round']} rounds")
+    used = [i for moment in moments for i, count in enumerate(moment["counts"]) if count]
+    axes.set_xlim(edges[max(0, min(used) - 2)], edges[min(len(edges) - 1, max(used) + 3)])
     correlation = hessian["with_squared_gradient"]
     known = "" if correlation is None else f"; rank correlation with the squared gradient {correlation:.2f}"
     axes.set(xlabel="log10 H", ylabel="parameters", title=f"{name}{known}")
