@@ -16,6 +16,7 @@ from scalarfl.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+COLOURS = 10  # then they come again, dashed
 PAGE, SUMMARY = "report.html", "compare.json"
 
 
@@ -58,7 +59,7 @@ def _against(costs: Callable[[Summary], float], label: str, *, log: bool) -> "Ca
     """Draws the metric against something that grows by the round: the mean over seeds, and their range."""
 
     def draw(axes: "Axes", summary: Summary) -> None:
-        for one in summary["methods"]:
+        for number, one in enumerate(summary["methods"]):
             each = costs(one) / max(1, one["rounds"])
             curves: list[Sequence[Any]] = one["curves"]
             shortest = min(len(curve) for curve in curves)
@@ -66,7 +67,8 @@ def _against(costs: Callable[[Summary], float], label: str, *, log: bool) -> "Ca
             at = [point[0] * each for point in curves[0][:shortest]]
             first = 1 if log else 0  # nothing was spent at round 0
             mean = [sum(column) / len(column) for column in zip(*values, strict=True)]
-            (line,) = axes.plot(at[first:], mean[first:], label=f"{one['method']}, lr {one['lr']:g}")
+            style = "-" if number < COLOURS else "--"
+            (line,) = axes.plot(at[first:], mean[first:], style, label=f"{one['method']}, lr {one['lr']:g}")
             if len(curves) > 1:
                 low, high = ([pick(column) for column in zip(*values, strict=True)] for pick in (min, max))
                 axes.fill_between(at[first:], low[first:], high[first:], color=line.get_color(), alpha=0.15)
@@ -79,9 +81,10 @@ def _against(costs: Callable[[Summary], float], label: str, *, log: bool) -> "Ca
 
 def _sensitivity(axes: "Axes", summary: Summary) -> None:
     """What each learning rate of the sweep gave."""
-    for one in summary["methods"]:
+    for number, one in enumerate(summary["methods"]):
         known = [(entry["lr"], 100 * entry["score"]) for entry in one["lrs"] if entry["score"] is not None]
-        (line,) = axes.plot(*zip(*known, strict=True), marker="o", label=one["method"]) if known else (None,)
+        style = "o-" if number < COLOURS else "o--"
+        (line,) = axes.plot(*zip(*known, strict=True), style, label=one["method"]) if known else (None,)
         for entry in one["lrs"]:
             if entry["score"] is None and line is not None:
                 axes.plot(entry["lr"], 0, marker="x", color=line.get_color())
