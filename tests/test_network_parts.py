@@ -120,12 +120,21 @@ def test_a_snapshot_is_written_when_it_saves_more_than_it_costs(
 def test_a_client_that_is_told_to_stop_comes_back_from_its_snapshot(
     federation: Callable[..., Federation],
 ) -> None:
-    wide = ("-s", "model.hidden=[4000,800]", "-s", "federation.rounds=36", "-s", "evaluation.by=server")
+    wide = (
+        "-s",
+        "model.hidden=[4000,800]",
+        "-s",
+        "federation.rounds=100",
+        "-s",
+        "evaluation.by=server",
+        "-s",
+        "federation.batch_size=4",
+    )
     made = federation(RECIPE.replace("perturbations = 3", "perturbations = 40"))
     made.server("--minimum", "2", "--deadline", "60", *wide)
     for name in CLIENTS[:2]:
         made.client(name, *wide)
-    made.until(lambda: made.rounds() >= 24)
+    made.until(lambda: made.rounds() >= 80)
     made.processes[CLIENTS[0]].send_signal(signal.SIGTERM)
     assert made.processes[CLIENTS[0]].wait(60) == 130
     assert (made.folder / CLIENTS[0] / "snapshot.safetensors").exists()
