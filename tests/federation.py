@@ -49,6 +49,15 @@ def free_port() -> int:
         return port
 
 
+def recorded(path: Path) -> int:
+    """Rounds on a ledger that another process writes; 0 where it is not there yet, or just being made."""
+    try:
+        with Ledger.open(path) as ledger:
+            return ledger.rounds
+    except ScalarflError:
+        return 0
+
+
 class Federation:
     """The processes of one test, all of them ended with it."""
 
@@ -118,12 +127,7 @@ class Federation:
         return found
 
     def rounds(self) -> int:
-        path = self.folder / "server" / "ledger.sqlite"
-        try:
-            with Ledger.open(path) as ledger:
-                return ledger.rounds
-        except ScalarflError:  # not there yet, or just being made
-            return 0
+        return recorded(self.folder / "server" / "ledger.sqlite")
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()

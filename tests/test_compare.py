@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from scalarfl import InputError, Ledger, ScalarflError
+from federation import recorded
+from scalarfl import InputError, Ledger
 from scalarfl.compare import markdown, summarise, sweep
 from scalarfl.compare.cells import Cell, Contender
 from scalarfl.compare.page import write
@@ -217,14 +218,14 @@ def test_a_comparison_that_was_stopped_goes_on(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-m", "scalarfl", "compare", *options, "--out", str(out)])
     ledgers = [out / name / "lr-0.01" / "seed-0" / "ledger.sqlite" for name in ("decomfl", "hiso")]
     ends = time.monotonic() + 60
-    while not all(_rounds(ledger) > 20 for ledger in ledgers):
+    while not all(recorded(ledger) > 20 for ledger in ledgers):
         assert time.monotonic() < ends
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
-    reached = [_rounds(ledger) for ledger in ledgers]
+    reached = [recorded(ledger) for ledger in ledgers]
     time.sleep(1)
-    assert [_rounds(ledger) for ledger in ledgers] == reached  # nobody is at work any more
+    assert [recorded(ledger) for ledger in ledgers] == reached  # nobody is at work any more
     assert min(reached) < 1500
 
     assert command("compare", *options, "--out", str(out)).returncode == 0
@@ -234,11 +235,3 @@ def test_a_comparison_that_was_stopped_goes_on(tmp_path: Path) -> None:
         with Ledger.open(ledger) as one, Ledger.open(straight) as other:
             assert one.head == other.head
             assert one.rounds == 1500
-
-
-def _rounds(path: Path) -> int:
-    try:
-        with Ledger.open(path) as ledger:
-            return ledger.rounds
-    except ScalarflError:  # not there yet, or just being made
-        return 0

@@ -9,7 +9,7 @@ import sysconfig
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -17,6 +17,7 @@ import typer
 from scalarfl.errors import InputError
 
 if TYPE_CHECKING:
+    from scalarfl.network.kit import Kit
     from scalarfl.network.status import Status
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, the same at every party.")]
@@ -60,19 +61,18 @@ def server(
     log: Log = LogFormat.text,
 ) -> None:
     """Run a federation's server: it holds the ledger, seeds and scalars, and no model."""
-    from scalarfl.network.kit import read
     from scalarfl.network.logs import configure
     from scalarfl.network.processes import serve
 
     configure(log.value)
-    own = None if kit is None else read(kit, "server")
+    _, where, named, connection = _reached(kit, "server", address, run)
     head = serve(
         recipe,
         setting or [],
-        address if own is None else own.address,
+        where,
         out,
-        run=run or recipe.stem if own is None else own.run,
-        connection=None if own is None or kit is None else own.connection(kit),
+        run=named or recipe.stem,
+        connection=connection,
         minimum=minimum,
         quorum=quorum,
         deadline=deadline,
@@ -94,24 +94,23 @@ def client(
     log: Log = LogFormat.text,
 ) -> None:
     """Run one client: its data stay here, and nothing but a few scalars leaves."""
-    from scalarfl.network.kit import read
     from scalarfl.network.logs import configure
     from scalarfl.network.processes import take_part
 
     configure(log.value)
-    own = None if kit is None else read(kit, "client")
+    own, where, named, connection = _reached(kit, "client", address, run)
     known = name if own is None else own.name
     if known is None:
         raise InputError("--name: missing; say who this client is, or give its --kit.")
     found = take_part(
         recipe,
         setting or [],
-        address if own is None else own.address,
+        where,
         known,
         data,
         out=Path("runs") / known if out is None else out,
-        run=run or recipe.stem if own is None else own.run,
-        connection=None if own is None or kit is None else own.connection(kit),
+        run=named or recipe.stem,
+        connection=connection,
     )
     print(json.dumps(found))
 
@@ -171,16 +170,13 @@ def status(
     from rich.console import Console
     from rich.live import Live
 
-    from scalarfl.network.kit import read
     from scalarfl.network.names import Names
     from scalarfl.network.status import ask, shown
 
-    own = None if kit is None else read(kit, "observer")
-    name = run if own is None else own.run
+    _, where, name, connection = _reached(kit, "observer", address, run)
     if name is None:
         raise InputError("RUN: missing; name the federation (a server's --run, by default its recipe's name).")
-    where, names = address if own is None else own.address, Names(name)
-    connection = {} if own is None or kit is None else own.connection(kit)
+    names = Names(name)
     found = asyncio.run(ask(where, names, connection))
     console = Console()
     if as_json:
@@ -193,6 +189,18 @@ def status(
                 time.sleep(1)
                 found = asyncio.run(ask(where, names, connection))
                 live.update(shown(found), refresh=True)
+
+
+def _reached(
+    kit: Path | None, role: str, address: str, run: str | None
+) -> "tuple[Kit | None, str, str | None, dict[str, Any]]":
+    """(kit, address, run, arguments for the connection): a kit's, or else what the options say."""
+    from scalarfl.network.kit import read
+
+    if kit is None:
+        return None, address, run, {}
+    own = read(kit, role)
+    return own, own.address, own.run, own.connection(kit)
 
 
 def _said(now: "Status") -> None:

@@ -134,9 +134,8 @@ class _Training:
             self._measure(began, last=self.round == last or self.diverged)
             if watch is not None:
                 newest = self.evaluations[-1] if self.evaluations else None
-                moved = 4 * self.layout.dimension * self.participations
-                watch(Progress(self.round, last, newest, mean, moved, moved))
-        moved = 4 * self.layout.dimension * self.participations
+                watch(Progress(self.round, last, newest, mean, self._moved(), self._moved()))
+        moved = self._moved()
         return DenseRun(
             model=self.model,
             dimension=self.layout.dimension,
@@ -149,6 +148,10 @@ class _Training:
             traffic={("up", "round"): (moved, moved), ("down", "round"): (moved, moved)},
             forward_passes=self.participations * self._passes(),
         )
+
+    def _moved(self) -> int:
+        """Bytes up so far, and as many down: the tensors, in float32."""
+        return 4 * self.layout.dimension * self.participations
 
     def _passes(self) -> int:
         steps = self.settings.local_steps

@@ -35,8 +35,7 @@ class Contender:
     text: str
 
     def __post_init__(self) -> None:
-        if self.name not in KINDS:
-            make(KINDS, self.name, {})  # raises the sentence for it
+        make(KINDS, self.name, {})  # refuses an unknown name
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from scalarfl import run
 from scalarfl.errors import InputError
+from scalarfl.ledger import Ledger
 from scalarfl.prepare import Prepared, prepare
 from scalarfl.recipe import Recipe
 from scalarfl.replica import Replica
@@ -33,14 +34,14 @@ def look(folder: Path) -> Inside | None:
         return None
     with run.open_ledger(folder) as ledger:
         found = overview(ledger)
-    return {
-        "traffic": found["traffic"],
-        "participation": {name: row["rounds"] for name, row in found["clients"].items()},
-        "hessian": _hessian(folder),
-    }
+        return {
+            "traffic": found["traffic"],
+            "participation": {name: row["rounds"] for name, row in found["clients"].items()},
+            "hessian": _hessian(folder, ledger),
+        }
 
 
-def _hessian(folder: Path) -> Inside | None:
+def _hessian(folder: Path, ledger: Ledger) -> Inside | None:
     """H over time, and at the end beside the squared gradient; None for a method without one, or a large model."""
     recipe = run.load_recipe(folder)
     result = run.load_result(folder)
@@ -54,11 +55,10 @@ def _hessian(folder: Path) -> Inside | None:
     if "hessian" not in replica.state[0]:
         return None
     moments = []
-    with run.open_ledger(folder) as ledger:
-        for stop in sorted({round(ledger.rounds * point / POINTS) for point in range(1, POINTS + 1)}):
-            replay(replica, ledger, stop)
-            counts, _ = np.histogram(np.log10(_values(replica)), BINS)
-            moments.append({"round": stop, "counts": counts.tolist()})
+    for stop in sorted({round(ledger.rounds * point / POINTS) for point in range(1, POINTS + 1)}):
+        replay(replica, ledger, stop)
+        counts, _ = np.histogram(np.log10(_values(replica)), BINS)
+        moments.append({"round": stop, "counts": counts.tolist()})
     squares = _squared_gradient(recipe, prepared, replica)
     correlation = None if squares is None else rank_correlation(_values(replica), squares)
     return {"moments": moments, "with_squared_gradient": correlation}
