@@ -28,6 +28,9 @@ FASHION = [
     "evaluation.every=25", "method.lr=3e-3", "evaluation.examples=4000",
 ]  # fmt: skip
 PER_CLIENT = "decomfl:directions=per-client"
+WITHOUT_SPREAD = [kind for kind in SCALAR if kind != "fzoo"]
+"""Of one direction there is no spread to divide by."""
+LOW = (0.3, 0.4, 0.5, 0.6)
 
 
 class Part(NamedTuple):
@@ -61,18 +64,24 @@ PARTS: dict[str, Part] = {
     "same-lr": Part(
         *_part("The same learning rate for all", 8, 2, 10, 600), ["decomfl", "hiso", "hiso-scalar"], lrs=(3e-3,)
     ),
+    "logistic": Part(
+        *_part("Logistic regression, 8 clients, 2 sampled, P = 5, Dirichlet 1", 8, 2, 5, 600, 'model.name="logistic"'),
+        ["decomfl", "hiso", "hiso-scalar", "meazo", "fzoo", "fedavg"],
+    ),
+    "p-1": Part(*_part("8 clients, 2 sampled, P = 1, Dirichlet 1", 8, 2, 1, 600), WITHOUT_SPREAD, levels=LOW),
+    "hizoo": Part(
+        *_part("Measured curvature at equal forward passes: 8 clients, 2 sampled, Dirichlet 1, 11 losses a step", 8, 2, 5, 600),
+        ["hizoo", "hizoo:alpha=1e-6", "hizoo:alpha=0.03", "mezo"],
+    ),
     "iid": Part(
         *_part("8 clients, 2 sampled, P = 5, iid", 8, 2, 5, 600, 'federation.partition="iid"'),
         ["decomfl", "hiso", "hiso-scalar", "meazo", "fzoo", "fedavg"],
     ),
+    "p-5": Part(*_part("8 clients, 2 sampled, P = 5, Dirichlet 1", 8, 2, 5, 600), SCALAR, levels=LOW),
     "tau-5": Part(
-        *_part("64 clients, 8 sampled, P = 5, five local steps, Dirichlet 0.1", 64, 8, 5, 200,
+        *_part("64 clients, 4 sampled, P = 5, five local steps, Dirichlet 0.1", 64, 4, 5, 200,
                "federation.local_steps=5", "federation.alpha=0.1"),
-        ["decomfl", "hiso", "hiso-scalar", PER_CLIENT, "fedzo", "fedavg"],
-    ),
-    "logistic": Part(
-        *_part("Logistic regression, 8 clients, 2 sampled, P = 5, Dirichlet 1", 8, 2, 5, 600, 'model.name="logistic"'),
-        ["decomfl", "hiso", "hiso-scalar", "meazo", "fedavg"],
+        ["decomfl", "hiso", "hiso-scalar", "meazo", "fedavg"], levels=LOW,
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scalarfl import Header, Ledger, Method, Probe, Replica, Score, Server, make_method
 from scalarfl.client import Client, Dataset
-from scalarfl.messages import RoundReply, Update, encode, pack
+from scalarfl.messages import CurvedUpdate, RoundReply, Update, encode, pack
 from scalarfl.models import initialise
 from scalarfl.tasks import Examples, Shard
 
@@ -59,6 +59,7 @@ def header(replica: Replica, **changes: Any) -> Header:
         "perturbations": 3,
         "local_steps": 1,
         "directions": "shared",
+        "difference": replica.method.difference,
         "aggregation": "mean",
         "seed": 0,
     }
@@ -66,16 +67,23 @@ def header(replica: Replica, **changes: Any) -> Header:
 
 
 def updates(
-    count: int, *, local_steps: int = 1, directions: int = 3, slots: Sequence[int] = (0,), seed: int = 0
+    count: int,
+    *,
+    local_steps: int = 1,
+    directions: int = 3,
+    slots: Sequence[int] = (0,),
+    seed: int = 0,
+    method: Method | None = None,
 ) -> list[Update]:
-    """Made-up rounds, one of them empty."""
+    """Made-up rounds, one of them empty; with second differences where the method learns from those."""
+    kind = CurvedUpdate if method is not None and method.curved else Update
     random = np.random.default_rng(seed)
     result = []
     for round_ in range(count):
-        scalars = random.normal(size=(local_steps, len(slots) * directions)).astype(np.float32)
+        scalars = random.normal(size=(local_steps, kind.kinds, len(slots) * directions)).astype(np.float32)
         empty = round_ == 2
         result.append(
-            Update(
+            kind(
                 round_,
                 int(random.integers(0, 2**63)),
                 1e-2,

@@ -155,7 +155,7 @@ WRONG = {
     "unknown key": (["run", "{r}", "-s", "method.lrate=1"], "method.lrate: no such key"),
     "wrong type": (["run", "{r}", "-s", "method.lr=fast"], "method.lr = 'fast'"),
     "out of range": (["run", "{r}", "-s", "method.lr=0"], "method.lr = 0"),
-    "unknown method": (["run", "{r}", "-s", "method.name=hizo"], "did you mean 'hiso'"),
+    "unknown method": (["run", "{r}", "-s", "method.name=hizo"], "did you mean 'hizoo'"),
     "unknown task": (["run", "{r}", "-s", "task.name=digit"], "did you mean 'digits'"),
     "unknown model": (["run", "{r}", "-s", "model.name=ccn"], "did you mean 'cnn'"),
     "pattern that matches nothing": (["run", "{r}", "-s", 'model.trainable=["x*"]'], "matches no parameter"),

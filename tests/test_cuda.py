@@ -26,9 +26,10 @@ kernels = Kernels(cuda.combine, cuda.displace, directions.dither, *cuda.FUSED)
 for address, count, seed in ((0, 1000, 1), (16 * 9 + 5, 1100, 2**64 - 3), ((1 << 36) - 16 * 50 + 7, 2100, 2**63)):
     ours, reference = torch.full((count,), math.nan), torch.full((count,), math.nan)
     arguments = (seed, 3, address, (0, 7, 2**32 - 1), (0.3, -1.7, 1e-3))
-    cuda.combine(ours, *arguments)
-    directions.combine(reference, *arguments)
-    assert torch.equal(ours, reference), "combine"
+    for squared in (False, True):
+        cuda.combine(ours, *arguments, squared)
+        directions.combine(reference, *arguments, squared)
+        assert torch.equal(ours, reference), "combine"
     x, h = torch.randn(count), torch.rand(count) * 3 + 1e-3
     for scale in (None, torch.tensor(1.7), h):
         arguments = (x, scale, seed, 3, address, 4, 1e-3)
@@ -43,8 +44,9 @@ def model():
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(30, 41), nn.Linear(41, 3))
 
-for name, settings in (("decomfl", {}), ("hiso-scalar", {}), ("hiso", {}), ("hiso", {"hessian_update": "last"})):
-    rounds = updates(6, local_steps=2, slots=(0, 2))
+plain = [(name, {}) for name in ("decomfl", "hiso-scalar", "hiso", "hizoo")]
+for name, settings in (*plain, ("hiso", {"hessian_update": "last"})):
+    rounds = updates(6, local_steps=2, slots=(0, 2), method=make_method(name))
     digests = set()
     for chosen in (kernels, REFERENCE):
         replica = Replica(model(), make_method(name, settings), kernels=chosen)
@@ -64,7 +66,7 @@ from scalarfl.kernels import cuda
 kinds = {"words": "*i64", "numbers": "*i64", "seeds": "*i64", "ends": "*i64", "steps": "*i64"}
 integers = {"skip": "i32", "size": "i32", "count": "i32", "rounds": "i32"}
 hiso = {"KIND": 2, "LAST": False}
-for function, fixed in ((cuda._combine, {}), (cuda._displace, {"SCALES": 2}), (cuda._carry, hiso)):
+for function, fixed in ((cuda._combine, {"SQUARED": True}), (cuda._displace, {"SCALES": 2}), (cuda._carry, hiso)):
     fixed = fixed | {"TILE": cuda._TILE}
     signature = {
         name: "constexpr" if name in fixed else integers.get(name) or kinds.get(name, "*fp32")

@@ -101,14 +101,15 @@ def test_any_slice_can_be_made_alone(
     st.integers(0, 2**60),
     st.integers(0, 3000),
     st.lists(st.tuples(words, st.floats(-1e4, 1e4, width=32)), min_size=1, max_size=5),
+    st.booleans(),
 )
 def test_cpu_kernel_equals_the_reference(
-    seed: int, step: int, address: int, count: int, terms: list[tuple[int, float]]
+    seed: int, step: int, address: int, count: int, terms: list[tuple[int, float]], squared: bool
 ) -> None:
     ours, reference = torch.full((count,), math.nan), torch.full((count,), math.nan)
     perturbations, coefficients = [p for p, _ in terms], [c for _, c in terms]
-    cpu.combine(ours, seed, step, address, perturbations, coefficients)
-    directions.combine(reference, seed, step, address, perturbations, coefficients)
+    cpu.combine(ours, seed, step, address, perturbations, coefficients, squared)
+    directions.combine(reference, seed, step, address, perturbations, coefficients, squared)
     assert ours.numpy().tobytes() == reference.numpy().tobytes()
 
 

@@ -127,7 +127,7 @@ def test_the_protocol_page_s_messages_are_the_package_s() -> None:
     (golden,) = blocks("docs/protocol.md", "text")
     kinds: list[type[msgspec.Struct]]
     kinds = [messages.Update, messages.Hello, messages.Welcome, messages.RoundTask, messages.RoundReply]
-    kinds += [messages.Measure, messages.Measured, messages.Failed]
+    kinds += [messages.Measure, messages.Measured, messages.Failed, messages.CurvedUpdate]
     lines = golden.split()
     scalars = messages.pack(np.array([1.5, -2], dtype=np.float32))
     update = messages.Update(0, 2026, 0.5, 1, [0], scalars)
@@ -136,6 +136,9 @@ def test_the_protocol_page_s_messages_are_the_package_s() -> None:
         assert messages.encode(messages.decode(bytes.fromhex(line), kind)).hex() == line
     assert messages.encode(update).hex() == lines[0]
     assert messages.encode(messages.RoundReply("alpha", 1, 100, scalars)).hex() == lines[4]
+    curved = messages.decode(bytes.fromhex(lines[8]), messages.Update)
+    assert isinstance(curved, messages.CurvedUpdate)
+    assert (curved.coefficients, curved.curvatures, curved.perturbations) == (((1.5,),), ((-2.0,),), (0,))
     page = (ROOT / "docs/protocol.md").read_text()
     for one in json.loads((ROOT / "benchmarks/results/network.json").read_text()):
         row = [one["clients"], one["sampled"], f"{one['dimension']:,}", round(one["wire_up_a_client_round"])]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scalarfl import METHODS, HiSo, HiSoScalar, InputError, Method, Move, Replica, directions, make_method, simulate
-from scalarfl.methods import Fzoo, HiSoFrozen, Meazo, Momentum, square_root
+from scalarfl.methods import Fzoo, HiSoFrozen, HiZOO, Meazo, Momentum, square_root
 from scalarfl.seeds import derive
 from support import Office, cross_entropy, network, score, shards, updates
 
@@ -16,9 +16,44 @@ every_method = pytest.mark.parametrize("method", ALL)
 def moves(like: torch.Tensor, steps: int = 2) -> list[Move]:
     generator = torch.Generator().manual_seed(1)
     return [
-        Move(torch.randn(like.shape, generator=generator), (0.3 * step + 0.1, -0.2), step, steps)
+        Move(
+            torch.randn(like.shape, generator=generator),
+            (0.3 * step + 0.1, -0.2),
+            step,
+            steps,
+            torch.randn(like.shape, generator=generator),
+        )
         for step in range(steps)
     ]
+
+
+class Point(torch.nn.Module):
+    """Three coordinates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+
+
+def quadratic(model: torch.nn.Module, _batch: object) -> torch.Tensor:
+    x = next(model.parameters()).detach().double()
+    return (x * x * torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)).sum() / 2
+
+
+POINTLESS = [torch.utils.data.TensorDataset(torch.zeros(4))]
+"""Data that the quadratic does not look at."""
+
+
+def cut(move: Move) -> Move:
+    """The move of coordinates 5 to 11."""
+    assert move.curvature is not None
+    return move._replace(dx=move.dx[5:12], curvature=move.curvature[5:12])
+
+
+@every_method
+def test_contract_a_rule_that_learns_from_curvature_moves_along_dx(method: Method) -> None:
+    """A client in mid-round keeps its slopes alone."""
+    assert method.plain or not method.curved
 
 
 @every_method
@@ -48,7 +83,7 @@ def test_contract_elementwise(method: Method) -> None:
     whole, part = method.init(torch.zeros(40)), method.init(torch.zeros(7))
     for move in moves(torch.zeros(40), 3):
         whole = method.learn(whole, move)
-        part = method.learn(part, move._replace(dx=move.dx[5:12]))
+        part = method.learn(part, cut(move))
     for key, value in whole.items():
         assert torch.equal(value[5:12] if value.ndim else value, part[key])
     scales = method.scale(whole), method.scale(part)
@@ -60,7 +95,7 @@ def test_contract_elementwise(method: Method) -> None:
 def test_contract_the_step_is_elementwise_and_pure(method: Method) -> None:
     state, own = method.init(torch.zeros(40)), method.init(torch.zeros(7))
     for move in moves(torch.zeros(40), 3):
-        part = move._replace(dx=move.dx[5:12])
+        part = cut(move)
         state, own = method.learn(state, move), method.learn(own, part)
         before = {key: value.clone() for key, value in state.items()}, move.dx.clone()
         assert torch.equal(method.step(state, move)[5:12], method.step(own, part))
@@ -110,6 +145,42 @@ def test_hiso_frozen_is_hiso_and_then_keeps_its_hessian() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.replica.tensors, plain.replica.tensors, strict=True))
 
 
+def test_hizoo_follows_its_equations_on_a_quadratic() -> None:
+    """There slope and second difference are known: z'Ax and z'Az."""
+    curvatures, start = torch.tensor([1.0, 10.0, 100.0]), torch.tensor([1.0, -2.0, 3.0])
+    method = HiZOO(alpha=0.1)
+    run = simulate(Point(), POINTLESS, quadratic, method=method, mu=0.5, lr=1e-4, rounds=2, perturbations=2)
+    assert run.forward_passes == 2 * 5
+    x, h = start.double(), torch.ones(3, dtype=torch.float64)
+    for round_ in range(2):
+        seed = derive(0, "directions", round_)
+        u = torch.stack([directions.noise(seed, 0, p, 0, 3) for p in range(2)]).double()
+        z = u / h.sqrt()
+        x = x - 1e-4 * ((z @ (curvatures * x))[:, None] * z).mean(0)
+        bend = (((z * z) @ curvatures.double())[:, None] * u * u).mean(0)
+        h = 0.9 * h + 0.1 * bend.abs() * h / 2
+    assert torch.allclose(run.replica.tensors[0].double(), x, rtol=1e-5)
+    assert torch.allclose(run.replica.state[0]["hessian"].double(), h, rtol=1e-5)
+    with pytest.raises(InputError, match="'hizoo' learns from second differences; leave the key out"):
+        simulate(Point(), POINTLESS, quadratic, method="hizoo", difference="central", rounds=1)
+
+
+def test_hizoo_keeps_h_between_its_bounds() -> None:
+    method = HiZOO(alpha=1.0, floor=0.5, ceiling=8.0)
+    for bend, expected in ((0.0, 0.5), (1e30, 8.0), (-3.0, 1.5)):
+        move = Move(torch.zeros(1), (0.0,), 0, 1, torch.tensor([bend]))
+        assert method.learn(method.init(torch.zeros(1)), move)["hessian"].item() == expected
+
+
+def test_second_differences_ride_along_with_any_rule() -> None:
+    """DeComFL asked for them moves as it does by central differences, and its replies are twice as long."""
+    runs = [
+        simulate(network(), shards(), cross_entropy, method="decomfl", difference=difference, rounds=5)
+        for difference in ("central", "second")
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*(run.replica.tensors for run in runs), strict=True))
+
+
 def test_hiso_learns_from_the_steps_it_is_told_to() -> None:
     like = torch.zeros(3)
     found = {}
@@ -157,10 +228,10 @@ def test_contract_it_learns(method: Method) -> None:
 @every_method
 def test_contract_an_empty_round_changes_nothing_but_the_position(method: Method) -> None:
     replica = Replica(network(), method)
-    replica.apply(updates(2))
+    replica.apply(updates(2, method=method))
     before = [tensor.clone() for tensor in replica.tensors]
     state = [{key: value.clone() for key, value in part.items()} for part in replica.state]
-    replica.apply([updates(3)[2]])
+    replica.apply([updates(3, method=method)[2]])
     assert replica.position == 3
     assert all(torch.equal(a, b) for a, b in zip(before, replica.tensors, strict=True))
     assert all(torch.equal(a[key], b[key]) for a, b in zip(state, replica.state, strict=True) for key in a)
@@ -272,7 +343,7 @@ def test_the_floor_is_inert_in_an_ordinary_run() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
-        ("hizo", {}, "did you mean 'hiso'?"),
+        ("hizo", {}, "did you mean 'hizoo'?"),
         ("hiso", {"nuu": 0.1}, "did you mean 'nu'?"),
         ("hiso", {"nu": 2}, "less than or equal to 1"),
         ("hiso", {"nu": "0.1"}, "valid number"),
@@ -289,22 +360,14 @@ def test_wrong_methods_and_settings_are_refused(name: str, settings: dict[str, o
 def test_central_differences_cancel_the_curvature() -> None:
     """On a quadratic a forward difference is off by mu/2 z'Hz; a central one is exact, and takes 2 P losses."""
 
-    class Point(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.x = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
-
-    def loss(model: torch.nn.Module, _batch: object) -> torch.Tensor:
-        x = next(model.parameters()).detach().double()
-        return (x * x * torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)).sum() / 2
-
     found = {}
     for difference in ("forward", "central"):
-        data = [torch.utils.data.TensorDataset(torch.zeros(4))]
-        run = simulate(Point(), data, loss, method="decomfl", difference=difference, mu=0.5, lr=1e-3, rounds=1)
+        run = simulate(
+            Point(), POINTLESS, quadratic, method="decomfl", difference=difference, mu=0.5, lr=1e-3, rounds=1
+        )
         assert run.forward_passes == {"forward": 6, "central": 10}[difference]
         found[difference] = run.replica.tensors[0] - torch.tensor([1.0, -2.0, 3.0])
-    again = simulate(Point(), data, loss, method="mezo", mu=0.5, lr=1e-3, rounds=1)
+    again = simulate(Point(), POINTLESS, quadratic, method="mezo", mu=0.5, lr=1e-3, rounds=1)
     assert torch.equal(again.replica.tensors[0] - torch.tensor([1.0, -2.0, 3.0]), found["central"])
     seed = derive(0, "directions", 0)
     u = torch.stack([directions.noise(seed, 0, p, 0, 3) for p in range(5)])

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from scalarfl import METHODS, Probe, Replica, make_method
-from scalarfl.messages import Update
 from scalarfl.probe import Probing
+from support import updates
 
 
 class Tied(nn.Module):
@@ -70,7 +70,7 @@ def tokens(seed: int = 0) -> Tensor:
 def replica(kind: Callable[[], nn.Module], method: str) -> Replica:
     torch.manual_seed(0)
     made = Replica(kind(), make_method(method))
-    made.apply([Update(0, 3, 1e-2, 1, [0], b"\0\0\x80\x3f\0\0\0\xbf")])
+    made.apply(updates(1, directions=2, method=made.method))
     return made
 
 

@@ -76,7 +76,7 @@ def test_every_key_can_be_overridden(tmp_path: Path) -> None:
         (["method.lrr=1"], "method.lrr: no such key; did you mean 'lr'?"),
         (["metod.lr=1"], "no such section; did you mean 'method'?"),
         (["federation.client=1"], "federation.client: no such key; did you mean 'clients'?"),
-        (["method.name=hizo"], "method.name = 'hizo': no such method; did you mean 'hiso'?"),
+        (["method.name=hizo"], "method.name = 'hizo': no such method; did you mean 'hizoo'?"),
         (["method.name=7"], "method.name = 7"),
         (["method.nu=7"], "method.nu = 7"),
         (["method.nu=often"], "method.nu = 'often'"),

@@ -35,7 +35,7 @@ def large() -> nn.Module:
 def test_one_digest_whatever_the_threads_the_blocks_and_the_kernel(
     name: str, threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounds = updates(4, local_steps=2)
+    rounds = updates(4, local_steps=2, method=make_method(name))
     digests = {}
     for count in (1, 2, 3):
         torch.set_num_threads(count)
@@ -59,7 +59,7 @@ def test_one_digest_whatever_the_threads_the_blocks_and_the_kernel(
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(sorted(METHODS)), st.lists(st.integers(0, 12), max_size=4), st.integers(1, 3))
 def test_one_digest_however_the_records_are_bundled(name: str, cuts: list[int], local_steps: int) -> None:
-    rounds = updates(12, local_steps=local_steps, slots=(0, 2))
+    rounds = updates(12, local_steps=local_steps, slots=(0, 2), method=make_method(name))
     whole, bundled = (Replica(network(), make_method(name)) for _ in range(2))
     whole.apply(rounds)
     edges = [0, *sorted(cuts), 12]
@@ -79,6 +79,15 @@ def test_records_out_of_order_are_refused_and_nothing_is_applied() -> None:
         assert replica.digest() == before
 
 
+def test_a_round_without_second_differences_is_refused_by_a_rule_that_needs_them() -> None:
+    replica = Replica(network(), make_method("hizoo"))
+    before = replica.digest()
+    with pytest.raises(ProtocolError, match="round 0 holds no second differences"):
+        replica.apply(updates(2))
+    assert replica.digest() == before
+    Replica(network(), make_method("hiso")).apply(updates(2, method=replica.method))  # who needs less takes more
+
+
 def test_an_update_moves_against_the_weighted_directions() -> None:
     """x - lr/P sum g z, in float64, within float32's rounding."""
     replica = Replica(network(), make_method("decomfl"))
@@ -94,7 +103,7 @@ def test_an_update_moves_against_the_weighted_directions() -> None:
 @pytest.mark.parametrize("walk", [(), ((0.1, -0.2, 0.3),), ((0.1, -0.2, 0.3), (0.0, 0.5, -0.5))])
 def test_probing_never_changes_a_weight(name: str, walk: tuple[tuple[float, ...], ...]) -> None:
     replica = Replica(network(), make_method(name))
-    replica.apply(updates(5))
+    replica.apply(updates(5, method=replica.method))
     before = replica.digest()
     places = [parameter.data_ptr() for parameter in replica.parameters]
     probe = Probe(replica, cross_entropy)
@@ -128,7 +137,7 @@ def test_a_loss_that_fails_leaves_the_weights_in_place() -> None:
 def test_probed_losses_are_those_at_the_perturbed_weights(name: str) -> None:
     """Against a copy of the model that is moved by hand, bit for bit, after a walk of one local step."""
     replica = Replica(network(), make_method(name))
-    replica.apply(updates(5))
+    replica.apply(updates(5, method=replica.method))
     data, walk, own, seed, lr, mu = examples(), ((0.1, -0.2),), range(2, 4), 5, 0.01, 1e-3
     batch = (data.inputs, data.labels)
     losses = Probe(replica, cross_entropy).measure([Probing(seed, lr, mu, walk, own, batch)])[0]
@@ -143,7 +152,8 @@ def test_probed_losses_are_those_at_the_perturbed_weights(name: str) -> None:
             combined, z = torch.empty_like(x), torch.empty_like(x)
             directions.combine(combined, seed, 0, address, own, walk[0])
             method, move = replica.method, Move(combined * one, walk[0], 0, 1)
-            parameter.data = x - method.step(method.learn(state, move), move) * lr
+            dx = move.dx if method.plain else method.step(method.learn(state, move), move)
+            parameter.data = x - dx * lr
             if perturbation is not None:
                 directions.combine(z, seed, 1, address, (perturbation,), (mu,))
                 parameter.data = parameter.data + z * one

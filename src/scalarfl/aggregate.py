@@ -24,7 +24,7 @@ AGGREGATIONS: dict[str, Weigh] = {"mean": _mean, "weighted": _weighted}
 
 
 def shared(weights: npt.NDArray[np.float64], replies: Sequence[Scalars]) -> Scalars:
-    """[steps, P]: the weighted mean over clients that share directions; summed in float64, then float32."""
+    """[steps, kinds, P]: the weighted mean over clients that share directions; summed in float64, then float32."""
     total = np.zeros(replies[0].shape, dtype=np.float64)
     for weight, scalars in zip(weights, replies, strict=True):
         total += weight * scalars.astype(np.float64)
@@ -32,10 +32,10 @@ def shared(weights: npt.NDArray[np.float64], replies: Sequence[Scalars]) -> Scal
 
 
 def per_client(weights: npt.NDArray[np.float64], replies: Sequence[Scalars]) -> Scalars:
-    """[steps, m P]: each client's scalars on its own directions, such that their plain mean is the weighted one."""
+    """[steps, kinds, m P]: each client's scalars on its own directions, such that their plain mean is weighted."""
     count = len(replies)
     scaled = [weight * count * scalars.astype(np.float64) for weight, scalars in zip(weights, replies, strict=True)]
-    return np.concatenate(scaled, axis=1).astype(np.float32)
+    return np.concatenate(scaled, axis=-1).astype(np.float32)
 
 
 def pooled(

@@ -98,19 +98,22 @@ class Client:
 
         h = self.header
         own = range(task.slot * h.perturbations, (task.slot + 1) * h.perturbations)
-        scalars = np.empty((h.local_steps, h.perturbations), dtype=np.float32)
+        scalars = np.empty(h.shape, dtype=np.float32)
         walk: Walk = ()
         for step in range(h.local_steps):
             # f(x_k + mu z_p) for every direction, all on one batch, beside f(x_k) or f(x_k - mu z_p)
             asked = Probing(task.seed, task.lr, h.mu, walk, own, self.batch(task.round, step))
-            if h.difference == "central":
-                ahead = yield asked._replace(bare=True)
-                behind = yield asked._replace(bare=True, mu=-h.mu)
-                scalars[step] = _slopes(ahead, behind, 2 * h.mu)
-            else:
+            if h.difference == "forward":
                 at_x, *ahead = yield asked
-                scalars[step] = _slopes(ahead, [at_x], h.mu)
-            walk += coefficients(scalars[step : step + 1])
+                scalars[step, 0] = _slopes(ahead, [at_x], h.mu)
+            else:
+                ahead = yield asked._replace(bare=h.kinds == 1)
+                behind = yield asked._replace(bare=True, mu=-h.mu)
+                if h.kinds == 2:
+                    at_x, *ahead = ahead
+                    scalars[step, 1] = _bends(ahead, at_x, behind, h.mu)
+                scalars[step, 0] = _slopes(ahead, behind, 2 * h.mu)
+            walk += coefficients(scalars[step, :1])
         return encode(RoundReply(self.name, task.round, len(self.data), pack(scalars)))
 
     def measure(self, message: bytes) -> bytes:
@@ -144,6 +147,14 @@ def _slopes(ahead: list[float], behind: list[float], distance: float) -> npt.NDA
     with np.errstate(all="ignore"):
         slopes: npt.NDArray[np.float32] = ((np.asarray(ahead) - np.asarray(behind)) / distance).astype(np.float32)
     return slopes
+
+
+def _bends(ahead: list[float], at_x: float, behind: list[float], mu: float) -> npt.NDArray[np.float32]:
+    """float32[P], the second differences."""
+    with np.errstate(all="ignore"):
+        sums = np.asarray(ahead) + np.asarray(behind)
+        bends: npt.NDArray[np.float32] = ((sums - 2 * at_x) / mu**2).astype(np.float32)
+    return bends
 
 
 def drawn(data: Dataset, size: int, seed: int, client: str, round_: int, step: int) -> Any:

@@ -73,17 +73,24 @@ def noise(
 
 
 def combine(
-    out: Tensor, seed: int, step: int, address: int, perturbations: Sequence[int], coefficients: Sequence[float]
+    out: Tensor,
+    seed: int,
+    step: int,
+    address: int,
+    perturbations: Sequence[int],
+    coefficients: Sequence[float],
+    squared: bool = False,
 ) -> None:
-    """out[i] = sum over q of c_q u_q[i], for the coordinates that start at ``address``.
+    """out[i] = sum over q of c_q u_q[i], or of c_q u_q[i]^2, for the coordinates that start at ``address``.
 
-    float32 throughout; starts at +0 and adds the products in the given order, each product rounded before it is
-    added. ``out`` is contiguous float32 and is overwritten. This is the reference of ``kernels.combine``.
+    float32 throughout; starts at +0 and adds the products in the given order, each product (and square) rounded before
+    it is added. ``out`` is contiguous float32 and is overwritten. This is the reference of ``kernels.combine``.
     """
     out.zero_()
     for perturbation, coefficient in zip(perturbations, coefficients, strict=True):
         # Two operations, not add(alpha=): that one fuses on some paths and rounds once instead of twice.
-        out += noise(seed, step, perturbation, address, out.numel(), out.device).view_as(out) * coefficient
+        u = noise(seed, step, perturbation, address, out.numel(), out.device).view_as(out)
+        out += (u * u if squared else u) * coefficient
 
 
 def displace(

@@ -45,8 +45,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     perturbations: int
     local_steps: int
     directions: Literal["shared", "per-client"]
-    difference: Literal["forward", "central"] = "forward"
-    """How clients measure along a direction: P + 1 losses a step, or 2 P."""
+    difference: Literal["forward", "central", "second"] = "forward"
+    """How clients measure along a direction: P + 1 losses a step, 2 P, or 2 P + 1; see ``Method.difference``."""
     aggregation: str
     seed: int
 
@@ -58,6 +58,16 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def losses(self) -> int:
         """Forward passes of one batch that a client takes for a round."""
         return self.local_steps * losses(self.perturbations, self.difference)
+
+    @property
+    def kinds(self) -> int:
+        """Scalars that a client sends for a direction."""
+        return 2 if self.difference == "second" else 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the scalars that a client sends for a round: local steps, kinds, directions."""
+        return self.local_steps, self.kinds, self.perturbations
 
     def digest(self) -> bytes:
         """SHA-256 of the canonical JSON."""
@@ -88,7 +98,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def losses(perturbations: int, difference: str) -> int:
     """Forward passes of one batch that a local step takes."""
-    return 2 * perturbations if difference == "central" else perturbations + 1
+    return {"forward": perturbations + 1, "central": 2 * perturbations, "second": 2 * perturbations + 1}[difference]
 
 
 class Admission(msgspec.Struct, array_like=True, frozen=True):

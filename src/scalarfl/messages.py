@@ -6,7 +6,7 @@ message.
 """
 
 from functools import cached_property
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
 import numpy as np
@@ -32,19 +32,22 @@ class Update(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     without slots (nobody gave a usable reply) leaves every replica as it is.
     """
 
+    kinds: ClassVar[int] = 1
+    """Scalars a direction."""
+
     round: Count
     seed: Count
     lr: float
     local_steps: Annotated[int, msgspec.Meta(ge=1)]
     slots: list[Count]
     scalars: bytes
-    """float32, little endian, [local_steps, len(slots) * P]: what the mean over all directions is taken of."""
+    """float32, little endian, [local_steps, kinds, len(slots) * P]: what the mean over all directions is taken of."""
 
     def __post_init__(self) -> None:
         values = unpack(self.scalars)
         if not np.isfinite(values).all() or not np.isfinite(self.lr):
             raise ValueError("a scalar or the learning rate is not finite")
-        rows = self.local_steps * len(self.slots)
+        rows = self.local_steps * self.kinds * len(self.slots)
         if (rows == 0) != (values.size == 0) or (rows and values.size % rows):
             raise ValueError(
                 f"{values.size} scalars do not fit {self.local_steps} local steps and {len(self.slots)} slots"
@@ -57,20 +60,34 @@ class Update(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
         """The indices of the directions, in the order of the scalars."""
         if not self.slots:
             return ()
-        each = len(self.scalars) // (4 * self.local_steps * len(self.slots))
+        each = len(self.scalars) // (4 * self.local_steps * self.kinds * len(self.slots))
         return tuple(slot * each + p for slot in self.slots for p in range(each))
 
     @cached_property
     def coefficients(self) -> tuple[tuple[float, ...], ...]:
         """[local_steps][directions]: scalar / number of directions, rounded to float32; Dx_k = sum_q c_kq z_kq."""
+        return self._weights(0)
+
+    def _weights(self, kind: int) -> tuple[tuple[float, ...], ...]:
         if not self.slots:
             return ()
-        return coefficients(unpack(self.scalars).reshape(self.local_steps, -1))
+        return coefficients(unpack(self.scalars).reshape(self.local_steps, self.kinds, -1)[:, kind])
 
     @property
     def payload(self) -> int:
         """Bytes: the scalars and the seed."""
         return len(self.scalars) + 8
+
+
+class CurvedUpdate(Update, frozen=True, tag=9):
+    """A round of clients who measured second differences too: of every local step first the slopes, then those."""
+
+    kinds: ClassVar[int] = 2
+
+    @cached_property
+    def curvatures(self) -> tuple[tuple[float, ...], ...]:
+        """[local_steps][directions]: second difference / number of directions, rounded to float32."""
+        return self._weights(1)
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=2):
@@ -117,7 +134,8 @@ class RoundReply(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     examples: Count
     """Size of the client's training set, for aggregation by number of examples."""
     scalars: bytes
-    """float32, little endian, [local_steps, P]."""
+    """float32, little endian, [local_steps, kinds, P]; two kinds, slope and second difference, where the ledger's
+    header says ``difference = "second"``."""
 
 
 class Measure(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=6):
@@ -152,9 +170,10 @@ class Failed(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
 T = TypeVar("T", bound=msgspec.Struct)
 
 _encoder = msgspec.msgpack.Encoder()
-_KINDS = (Update, Hello, Welcome, RoundTask, RoundReply, Measure, Measured, Failed)
+_KINDS = (CurvedUpdate, Hello, Welcome, RoundTask, RoundReply, Measure, Measured, Failed)
 _decoders: dict[type, msgspec.msgpack.Decoder[msgspec.Struct]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in _KINDS
+    Update: msgspec.msgpack.Decoder(Update | CurvedUpdate),
+    **{kind: msgspec.msgpack.Decoder(kind) for kind in _KINDS},
 }
 
 

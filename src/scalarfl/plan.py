@@ -88,7 +88,7 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
         scratch += 4 * d
     state = 4 * d * method.scalar_only.vectors
     activations = _activations(config, recipe, model)
-    each = losses(method.perturbations, method.difference or method.scalar_only.difference)
+    each = losses(method.perturbations, method.scalar_only.measured(method.perturbations, method.difference))
     passes = federation.sampled * each * federation.local_steps
     up, down = _bytes(recipe, d)
     process = _process(recipe) + _data(recipe)
@@ -216,7 +216,7 @@ def _bytes(recipe: Recipe, dimension: int) -> tuple[float, float]:
     """Serialized bytes (up, down) of the whole run, all clients together: the real server, fed with made-up scalars."""
     federation, method = recipe.federation, recipe.method
     made = header(recipe, "0" * 64, "0" * 64, dimension)
-    scalars = pack(np.ones((federation.local_steps, method.perturbations), dtype=np.float32))
+    scalars = pack(np.ones(made.shape, dtype=np.float32))
     names = [f"client-{index:04d}" for index in range(federation.clients)]
     rounds = min(federation.rounds, SIMULATED)
     with Ledger.create(None, made) as ledger:

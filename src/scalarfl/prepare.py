@@ -196,7 +196,7 @@ def header(recipe: Recipe, base: str, layout: str, dimension: int) -> Header:
         perturbations=method.perturbations,
         local_steps=federation.local_steps,
         directions=method.directions,
-        difference=method.difference or method.scalar_only.difference,
+        difference=method.scalar_only.measured(method.perturbations, method.difference),
         aggregation=federation.aggregation,
         seed=federation.seed,
     )

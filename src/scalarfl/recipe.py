@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from scalarfl.baselines import BASELINES, Baseline
 from scalarfl.errors import InputError, nearest, shown
-from scalarfl.methods import METHODS, Method, make, make_method
+from scalarfl.methods import METHODS, Difference, Method, make, make_method
 
 KINDS: dict[str, type[Method] | type[Baseline]] = {**METHODS, **BASELINES}
 """All that ``method.name`` may be."""
@@ -94,9 +94,10 @@ class MethodSection(Section):
     directions: Literal["shared", "per-client"] = Field(
         "shared", description='"shared" by the cohort, or drawn anew "per-client"'
     )
-    difference: Literal["forward", "central"] | None = Field(
+    difference: Difference | None = Field(
         None,
-        description='how clients measure: "forward" (P + 1 losses a step), "central" (2 P); left out: the method\'s',
+        description='how clients measure: "forward" (P + 1 losses a step), "central" (2 P), "second" (2 P + 1, and two '
+        "scalars a direction); left out: the method's",
     )
     own: Method | Baseline = Field(default_factory=lambda: make_method("hiso"), exclude=True)
 

@@ -10,7 +10,7 @@ from scalarfl.directions import Layout
 from scalarfl.errors import InputError, ProtocolError
 from scalarfl.kernels import Kernels, best, for_each_block
 from scalarfl.ledger import link
-from scalarfl.messages import Update, encode
+from scalarfl.messages import CurvedUpdate, Update, encode
 from scalarfl.methods import HiSo, Method, Move, State
 from scalarfl.models import base_digest, digest_tensors
 from scalarfl.selection import Trainable, select
@@ -90,13 +90,16 @@ class Replica:
         """Move forward by any number of rounds; one at a time or all at once gives the same bits.
 
         Every update is elementwise, so a block of coordinates is carried through all of them while it sits in cache.
-        Raises ProtocolError, with nothing applied, where the updates do not follow the replica's position.
+        Raises ProtocolError, with nothing applied, where the updates do not follow the replica's position or lack what
+        the method learns from.
         """
         for offset, update in enumerate(updates):
             if update.round != self.position + offset:
                 raise ProtocolError(
                     f"round {update.round} does not follow: this replica has applied {self.position + offset} rounds."
                 )
+            if self.method.curved and not isinstance(update, CurvedUpdate):
+                raise ProtocolError(f"round {update.round} holds no second differences, which this method learns from.")
         began = time.perf_counter()
         moving = [update for update in updates if update.slots]
         if moving:
@@ -165,13 +168,19 @@ class Replica:
     def _carry(self, x: Tensor, state: State, address: int, updates: Sequence[Update]) -> State:
         """Carry the coordinates ``x`` (changed in place) and their state through the updates, step by step."""
         combined = torch.empty_like(x)
+        curvature = torch.empty_like(x) if self.method.curved else None
         for update in updates:
             scale = self.method.scale(state)
             steps = update.coefficients
             for step, row in enumerate(steps):
                 self.kernels.combine(combined, update.seed, step, address, update.perturbations, row)
                 dx = combined if scale is None else combined * scale
-                move = Move(dx, row, step, len(steps))
+                if curvature is not None and isinstance(update, CurvedUpdate):
+                    second = update.curvatures[step]
+                    self.kernels.combine(
+                        curvature, update.seed, step, address, update.perturbations, second, squared=True
+                    )
+                move = Move(dx, row, step, len(steps), curvature)
                 state = self.method.learn(state, move)
                 x -= self.method.step(state, move) * update.lr
         return state
@@ -182,6 +191,7 @@ class Replica:
         It needs no coordinate: the numbers learn from the scalars alone. The scales are None where z = u.
         """
         nothing = self.tensors[0].new_empty(0, dtype=torch.float32)
+        curvature = nothing if self.method.curved else None
         state = {key: value.view(-1)[:0] if value.ndim else value for key, value in self.state[0].items()}
         scales = []
         for update in updates:
@@ -189,7 +199,7 @@ class Replica:
             if scale is not None:
                 scales.append(scale)
             for step, row in enumerate(update.coefficients):
-                state = self.method.learn(state, Move(nothing, row, step, update.local_steps))
+                state = self.method.learn(state, Move(nothing, row, step, update.local_steps, curvature))
         return {key: value for key, value in state.items() if not value.ndim}, scales or None
 
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 It holds seeds, scalars and the ledger. This module imports no torch.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -14,6 +15,7 @@ from scalarfl.errors import ProtocolError
 from scalarfl.ledger import Admission, Audit, Direction, Evaluation, Ledger, Participant, Purpose, Rejection, Traffic
 from scalarfl.messages import (
     PROTOCOL,
+    CurvedUpdate,
     Failed,
     Hello,
     Measure,
@@ -131,7 +133,8 @@ class Server:
                 slots, packed = [p.slot for p in participants], pack(aggregate.per_client(weights, vectors))
             else:
                 slots, packed = [0], pack(aggregate.shared(weights, vectors))
-        update = Update(round_, self._seed, self.lr, header.local_steps, slots, packed)
+        kind = Update if header.kinds == 1 else CurvedUpdate
+        update = kind(round_, self._seed, self.lr, header.local_steps, slots, packed)
         audit = Audit(self._admitted, cohort, participants, rejected, self._take_traffic())
         self.ledger.append(update, audit)
         for client in order:
@@ -226,10 +229,10 @@ class Server:
             raise ProtocolError(f"a reply for round {reply.round} while round {self.ledger.rounds} is open.")
         if client not in self._cohort:
             raise ProtocolError("not in this round's cohort.")
-        expected = 4 * header.local_steps * header.perturbations
+        expected = 4 * math.prod(header.shape)
         if len(reply.scalars) != expected:
             raise ProtocolError(f"{len(reply.scalars)} bytes of scalars, expected {expected}.")
-        scalars = unpack(reply.scalars).reshape(header.local_steps, header.perturbations)
+        scalars = unpack(reply.scalars).reshape(header.shape)
         if not np.isfinite(scalars).all():
             raise ProtocolError(f"{int((~np.isfinite(scalars)).sum())} of {scalars.size} scalars are not finite.")
         if np.abs(scalars).max() > MAX_SCALAR:

@@ -122,7 +122,7 @@ def simulate(
         rounds: total number of rounds, those on a resumed ledger included.
         sampled: clients in a round's cohort; by default all.
         directions: ``shared`` by the cohort, as published, or drawn anew for every client of it.
-        difference: ``forward``, ``central``, or None for the method's own.
+        difference: ``forward``, ``central``, ``second``, or None for the method's own.
         aggregation: ``mean`` or ``weighted`` by number of examples.
         trainable: what is trained: ``all``, ``norms``, patterns of parameter names, or a ``Sparse`` mask.
         evaluate: measures the model before the first round, every ``evaluate_every`` rounds and at the end.
@@ -137,7 +137,7 @@ def simulate(
     named = dict(clients) if isinstance(clients, Mapping) else {f"client-{i:04d}": c for i, c in enumerate(clients)}
     method = make_method(method) if isinstance(method, str) else method
     sampled = len(named) if sampled is None else sampled
-    check_directions(method, perturbations)
+    difference = method.measured(perturbations, difference)
     _check(named, sampled, lr, mu, rounds, perturbations, local_steps, batch_size, aggregation, evaluate_every)
     started = time.perf_counter()
     replica = Replica(model, method, trainable)
@@ -151,7 +151,7 @@ def simulate(
         perturbations=perturbations,
         local_steps=local_steps,
         directions=directions,
-        difference=difference or method.difference,
+        difference=difference,
         aggregation=aggregation,
         seed=seed,
     )
@@ -354,14 +354,6 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def check_directions(method: Method, perturbations: int) -> None:
-    """Raise InputError where a method needs more directions than it would have."""
-    if perturbations < method.directions:
-        raise InputError(
-            f"perturbations = {perturbations}: '{method.name}' needs at least {method.directions} directions a step."
-        )
 
 
 def _check(

@@ -89,6 +89,7 @@ def _combine(
     skip: int,
     perturbations: Words,
     coefficients: Floats,
+    squared: bool,
 ) -> None:
     words, noise = np.empty(_TILE * 4, np.uint32), np.empty(_SPAN, np.float32)
     for first in range(0, out.size + skip, _SPAN):  # first: in coordinates, from the start of `block`
@@ -99,6 +100,9 @@ def _combine(
         for q in range(perturbations.size):
             coefficient = coefficients[q]
             _noise_tile(noise, words, low, high, seed, step, block + np.uint64(first // 16), perturbations[q])
+            if squared:
+                for i in range(tile.size):
+                    u[i] = u[i] * u[i]
             for i in range(tile.size):
                 tile[i] = tile[i] + coefficient * u[i]
 
@@ -344,7 +348,13 @@ def dither(x: Tensor, dtype: torch.dtype, seed: int, address: int) -> None:
 
 
 def combine(
-    out: Tensor, seed: int, step: int, address: int, perturbations: Sequence[int], coefficients: Sequence[float]
+    out: Tensor,
+    seed: int,
+    step: int,
+    address: int,
+    perturbations: Sequence[int],
+    coefficients: Sequence[float],
+    squared: bool = False,
 ) -> None:
     """The kernel of ``directions.combine``: same arguments, same bits. ``out`` lies on the CPU."""
     block, skip = divmod(address, COORDINATES_PER_BLOCK)
@@ -358,6 +368,7 @@ def combine(
         skip,
         np.asarray(perturbations, dtype=np.uint64),
         np.asarray(coefficients, dtype=np.float32),
+        squared,
     )
 
 

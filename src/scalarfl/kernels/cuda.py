@@ -44,12 +44,14 @@ def _noise(table, seed, step, block, perturbation, TILE: tl.constexpr):
 
 
 @triton.jit
-def _combine(out, table, words, numbers, coefficients, skip, size, count, TILE: tl.constexpr):
+def _combine(out, table, words, numbers, coefficients, skip, size, count, SQUARED: tl.constexpr, TILE: tl.constexpr):
     place = _place(skip, TILE)
     seed, step, block = tl.load(words), tl.load(words + 1), tl.load(words + 2)
     total = tl.zeros([TILE * 16], tl.float32)
     for q in range(count):
         u = _noise(table, seed, step, block, tl.load(numbers + q), TILE)
+        if SQUARED:
+            u = u * u
         total = total + tl.load(coefficients + q) * u
     tl.store(out + place, total, mask=(place >= 0) & (place < size))
 
@@ -112,14 +114,29 @@ def _carry(
 
 
 def combine(
-    out: Tensor, seed: int, step: int, address: int, perturbations: Sequence[int], coefficients: Sequence[float]
+    out: Tensor,
+    seed: int,
+    step: int,
+    address: int,
+    perturbations: Sequence[int],
+    coefficients: Sequence[float],
+    squared: bool = False,
 ) -> None:
     """The kernel of ``directions.combine``: same arguments, same bits."""
     block, skip = divmod(address, COORDINATES_PER_BLOCK)
     numbers, weights = _words(perturbations, out), _floats(coefficients, out)
     words = _words([seed, step, block], out)
     _combine[_programs(out, skip)](
-        out, _table(out.device), words, numbers, weights, skip, out.numel(), len(perturbations), **_OPTIONS
+        out,
+        _table(out.device),
+        words,
+        numbers,
+        weights,
+        skip,
+        out.numel(),
+        len(perturbations),
+        SQUARED=squared,
+        **_OPTIONS,
     )
 
 

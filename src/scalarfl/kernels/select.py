@@ -13,7 +13,7 @@ class Kernels(NamedTuple):
     """The generator's arithmetic; the functions in ``directions`` are the reference and say what each one does."""
 
     combine: Callable[..., None]
-    """out = sum over q of c_q u_q."""
+    """out = sum over q of c_q u_q, or of c_q u_q^2."""
     displace: Callable[..., None]
     """out = x + (mu u) s."""
     dither: Callable[..., None] = directions.dither

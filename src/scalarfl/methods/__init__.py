@@ -12,12 +12,13 @@ from scalarfl.methods.fzoo import Fzoo
 from scalarfl.methods.hiso import HiSo
 from scalarfl.methods.hiso_frozen import HiSoFrozen
 from scalarfl.methods.hiso_scalar import HiSoScalar
+from scalarfl.methods.hizoo import HiZOO
 from scalarfl.methods.meazo import Meazo
 from scalarfl.methods.mezo import MeZO
 from scalarfl.methods.momentum import Momentum
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (DeComFL, HiSo, HiSoScalar, HiSoFrozen, Momentum, Meazo, Fzoo, MeZO)
+    method.name: method for method in (DeComFL, HiSo, HiSoScalar, HiSoFrozen, HiZOO, Momentum, Meazo, Fzoo, MeZO)
 }
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "HiSo",
     "HiSoFrozen",
     "HiSoScalar",
+    "HiZOO",
     "MeZO",
     "Meazo",
     "Method",

@@ -15,7 +15,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-Difference = Literal["forward", "central"]
+from scalarfl.errors import InputError
+
+Difference = Literal["forward", "central", "second"]
 
 State = dict[str, Tensor]
 """A method's state for some coordinates: float32 tensors of the coordinates' shape, or of shape () where one number
@@ -46,6 +48,9 @@ class Move(NamedTuple):
     step: int
     """Index of the local step, 0 to ``local_steps - 1``."""
     local_steps: int
+    curvature: Tensor | None = None
+    """float32, (1/P) sum_p cbar_p u_p^2, where c_p is the loss's second difference along z_p; None unless the method is
+    ``curved``."""
 
 
 class Method(BaseModel, ABC):
@@ -70,9 +75,22 @@ class Method(BaseModel, ABC):
 
     difference: ClassVar[Difference] = "forward"
     """How clients measure along a direction, where the recipe does not say: "forward", (f(x + mu z) - f(x)) / mu, takes
-    P + 1 losses a step; "central", (f(x + mu z) - f(x - mu z)) / (2 mu), takes 2 P."""
+    P + 1 losses a step; "central", (f(x + mu z) - f(x - mu z)) / (2 mu), takes 2 P; "second" is central, and the second
+    difference (f(x + mu z) + f(x - mu z) - 2 f(x)) / mu^2 besides: 2 P + 1 losses, two scalars a direction."""
     directions: ClassVar[int] = 1
     """Directions a local step that it needs at least."""
+
+    def measured(self, perturbations: int, difference: Difference | None) -> Difference:
+        """How clients measure, given what was asked for. Raises InputError where it could not learn from that."""
+        if perturbations < self.directions:
+            raise InputError(
+                f"perturbations = {perturbations}: '{self.name}' needs at least {self.directions} directions a step."
+            )
+        if self.curved and difference not in (None, self.difference):
+            raise InputError(
+                f"difference = \"{difference}\": '{self.name}' learns from second differences; leave the key out."
+            )
+        return difference or self.difference
 
     @abstractmethod
     def init(self, like: Tensor) -> State:
@@ -97,6 +115,11 @@ class Method(BaseModel, ABC):
         the state learn from its own scalars.
         """
         return move.dx
+
+    @property
+    def curved(self) -> bool:
+        """Whether the rule learns from ``Move.curvature``. Such a rule moves along Dx itself: it is ``plain``."""
+        return self.difference == "second"
 
     @property
     def plain(self) -> bool:
