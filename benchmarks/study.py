@@ -70,7 +70,7 @@ PARTS: dict[str, Part] = {
     ),
     "p-1": Part(*_part("8 clients, 2 sampled, P = 1, Dirichlet 1", 8, 2, 1, 600), WITHOUT_SPREAD, levels=LOW),
     "hizoo": Part(
-        *_part("Measured curvature at equal forward passes: 8 clients, 2 sampled, Dirichlet 1, 11 losses a step", 8, 2, 5, 600),
+        *_part("Measured curvature: 8 clients, 2 sampled, Dirichlet 1, P = 5, 11 losses a step", 8, 2, 5, 600),
         ["hizoo", "hizoo:alpha=1e-6", "hizoo:alpha=0.03", "mezo"],
     ),
     "iid": Part(
