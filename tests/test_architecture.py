@@ -24,9 +24,9 @@ LAYERS = [
     {"baselines"},
     {"recipe", "report", "language"},
     {"prepare"},
-    {"run", "bench", "plan"},
-    {"demo", "export", "network", "compare"},
-    {"cli_network", "cli_compare"},
+    {"run", "bench", "plan", "announce", "member", "keeper"},
+    {"demo", "export", "network", "flower", "compare"},
+    {"cli_network", "cli_flower", "cli_compare"},
     {"cli"},
     {"__main__"},
 ]

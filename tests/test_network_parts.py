@@ -11,8 +11,8 @@ import pytest
 
 from federation import BROKER, CLIENTS, RECIPE, Federation, free_port
 from scalarfl import DeComFL, HiSo, HiSoScalar, InputError, simulate, snapshot
+from scalarfl.keeper import Keeper
 from scalarfl.ledger import Ledger
-from scalarfl.network.keeper import Keeper
 from scalarfl.network.logs import JsonLines
 from scalarfl.replica import Replica
 from scalarfl.simulation import replay

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from scalarfl import cli_compare, cli_network
+from scalarfl import cli_compare, cli_flower, cli_network
 from scalarfl.errors import InputError, ScalarflError, VerificationError, nearest
 
 if TYPE_CHECKING:
@@ -345,6 +345,7 @@ def bench(
 
 
 cli_network.register(app)
+cli_flower.register(app)
 cli_compare.register(app)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import msgspec
 from filelock import FileLock, Timeout
 
-from scalarfl.errors import LedgerError, ProtocolError, VerificationError
+from scalarfl.errors import InputError, LedgerError, ProtocolError, VerificationError
 from scalarfl.messages import Update, decode, encode
 from scalarfl.table import GENERATOR, TABLE_DIGEST
 
@@ -214,6 +214,22 @@ class Ledger:
                 path.unlink(missing_ok=True)
             raise LedgerError(f"{path}: cannot write the ledger: {error}.") from None
         return cls(db, path, lock)
+
+    @classmethod
+    def resume(cls, path: Path | None, header: Header) -> "Ledger":
+        """The ledger to go on with, for writing: the one that is there, or a new one.
+
+        Raises InputError, naming the first difference, where it has another header; LedgerError like ``open``.
+        """
+        if path is None or not path.exists():
+            return cls.create(path, header)
+        ledger = cls.open(path, write=True)
+        for name in Header.__struct_fields__:
+            found, wanted = getattr(ledger.header, name), getattr(header, name)
+            if found != wanted:
+                ledger.close()
+                raise InputError(f"{path}: cannot go on: its {name} is {found}, this run's is {wanted}.")
+        return ledger
 
     @classmethod
     def open(cls, path: Path, *, write: bool = False) -> "Ledger":

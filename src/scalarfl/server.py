@@ -142,6 +142,10 @@ class Server:
         self._cohort, self._admitted = {}, []
         return update
 
+    def again(self, client: str) -> bytes:
+        """What the client was asked in the round or evaluation that is open, with the records it lacks by now."""
+        return self._task(client, self._cohort[client]) if client in self._cohort else self._measure(client)
+
     def open_evaluation(self, present: Sequence[str]) -> dict[str, bytes]:
         """Ask the admitted clients that are present to measure the model; returns each one's encoded Measure."""
         self._asked = sorted(present)

@@ -156,7 +156,8 @@ def simulate(
         seed=seed,
     )
     with ExitStack() as stack:
-        book = stack.enter_context(open_ledger(None if ledger is None else Path(ledger), header, resume=resume))
+        path = None if ledger is None else Path(ledger)
+        book = stack.enter_context(Ledger.resume(path, header) if resume else Ledger.create(path, header))
         federation = _Federation(
             book, replica, loss, named, header, lr, sampled, batch_size, order, evaluate, client_evaluate or {}
         )
@@ -289,22 +290,6 @@ class _Federation:
                 raise
 
         return noting
-
-
-def open_ledger(path: Path | None, header: Header, *, resume: bool) -> Ledger:
-    """A new ledger, or with ``resume`` the existing one, which must have this header.
-
-    Raises LedgerError or InputError that says what differs or what to do.
-    """
-    if path is None or not resume or not path.exists():
-        return Ledger.create(path, header)
-    ledger = Ledger.open(path, write=True)
-    for name in Header.__struct_fields__:
-        found, wanted = getattr(ledger.header, name), getattr(header, name)
-        if found != wanted:
-            ledger.close()
-            raise InputError(f"{path}: cannot resume: its {name} is {found}, this run's is {wanted}.")
-    return ledger
 
 
 def replay(replica: Replica, ledger: Ledger, until: int | None = None) -> None:

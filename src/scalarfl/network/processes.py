@@ -7,9 +7,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalarfl.errors import InputError, LedgerError
-from scalarfl.ledger import Header, Ledger
-from scalarfl.network.announce import announce
+from scalarfl.announce import announce
+from scalarfl.ledger import Ledger
 from scalarfl.network.names import Names, check_address, check_client
 
 if TYPE_CHECKING:
@@ -44,8 +43,7 @@ def serve(
     check_address(address)
     announced = announce(recipe, overrides)
     out.mkdir(parents=True, exist_ok=True)
-    path = out / LEDGER
-    with _opened(path, announced.header) as ledger:
+    with Ledger.resume(out / LEDGER, announced.header) as ledger:
         (out / RECIPE).write_text(announced.recipe)  # with the ledger, all that `scalarfl export` needs
         server = Server(ledger, lr=announced.lr, sampled=announced.sampled)
         hub = Hub(
@@ -61,16 +59,6 @@ def serve(
         )
         _finish(hub.run(address, **(connection or {})))
         return ledger.head.hex()
-
-
-def _opened(path: Path, header: Header) -> Ledger:
-    if not path.exists():
-        return Ledger.create(path, header)
-    ledger = Ledger.open(path, write=True)
-    if ledger.header != header:
-        ledger.close()
-        raise LedgerError(f"{path}: this ledger is another federation's; choose another --out.")
-    return ledger
 
 
 def take_part(
@@ -91,40 +79,14 @@ def take_part(
     Raises InputError for a recipe or data that cannot be, ProtocolError where the server refuses this client.
     """
     from scalarfl import recipe as recipes
-    from scalarfl.client import Client
-    from scalarfl.network.keeper import Keeper
+    from scalarfl.keeper import Keeper
+    from scalarfl.member import member
     from scalarfl.network.site import Site
-    from scalarfl.prepare import header, prepare
-    from scalarfl.probe import Probe
-    from scalarfl.replica import Replica
 
     check_address(address)
     check_client(name)
-    loaded = recipes.load(recipe, overrides)
-    if data is not None:
-        task = loaded.task.model_copy(update={"name": "own", "file": str(data.resolve()), "data_dir": None})
-        alone = loaded.federation.model_copy(update={"clients": 1, "sampled": 1, "partition": "iid"})
-        prepared = prepare(loaded.model_copy(update={"task": task, "federation": alone}))
-        (own,) = prepared.clients.values()
-    else:
-        prepared = prepare(loaded)
-        if name not in prepared.clients:
-            raise InputError(
-                f"--name {name}: without --data it should be one of {', '.join(sorted(prepared.clients)[:3])}, …"
-            )
-        own = prepared.clients[name]
-    replica = Replica(prepared.model, loaded.method.scalar_only, prepared.trainable)
-    made = header(loaded, replica.base, replica.layout.digest(), replica.layout.dimension)
-    replica.begin(made.digest())
-    share = prepared.test if data is not None else prepared.shares.get(name)
-    measure = None
-    if loaded.evaluation.by == "clients" and share is not None:
-
-        def measure(model: Any) -> Any:
-            return prepared.task.score(model, share)
-
-    probe = Probe(replica, prepared.task.loss)
-    client = Client(name, own, probe, made, loaded.federation.batch_size, measure)
+    client = member(recipes.load(recipe, overrides), name, data)
+    replica = client.probe.replica
     keeper = None if out is None else Keeper(replica, out / SNAPSHOT)
     try:
         _finish(Site(client, Names(run), keeper).run(address, **(connection or {})))

@@ -12,9 +12,9 @@ from nats.js.errors import NotFoundError
 
 from scalarfl.client import Client
 from scalarfl.errors import ProtocolError
+from scalarfl.keeper import Keeper
 from scalarfl.messages import Failed, Measure, Update, claims, decode, encode
 from scalarfl.network.broker import RETRY, TROUBLE, connect, persistently
-from scalarfl.network.keeper import Keeper
 from scalarfl.network.names import HERE_EVERY, REFUSED, SAY_HELLO, Names
 
 log = logging.getLogger("scalarfl.network")

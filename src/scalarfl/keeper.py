@@ -9,7 +9,7 @@ from scalarfl import snapshot
 from scalarfl.errors import InputError
 from scalarfl.replica import Replica
 
-log = logging.getLogger("scalarfl.network")
+log = logging.getLogger("scalarfl")
 
 WORTH = 1.0
 """Seconds of replay below which no snapshot is worth its disk space."""

@@ -1,7 +1,7 @@
 """What the server must know of a recipe: the ledger's header, and how rounds are run. Made in a process of its own.
 
 The header holds digests of the base model, and whoever makes them must load it once; the server itself stays without
-torch and without a model: `python -m scalarfl.network.announce RECIPE [SECTION.KEY=VALUE ...]`.
+torch and without a model: `python -m scalarfl.announce RECIPE [SECTION.KEY=VALUE ...]`.
 """
 
 import json
@@ -16,6 +16,9 @@ import msgspec
 from scalarfl.errors import InputError
 from scalarfl.ledger import Header
 
+NONE = "-"
+"""Stands for a recipe's file where there is none."""
+
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """A federation as its server knows it."""
@@ -23,6 +26,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     header: Header
     lr: float
     rounds: int
+    clients: int
     sampled: int
     evaluate_every: int
     """Rounds between measurements by the clients; 0 where they measure nothing."""
@@ -30,9 +34,12 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """With every key, as TOML."""
 
 
-def announce(recipe: Path, overrides: Sequence[str]) -> Announcement:
-    """The announcement, made by a process that loads the model and ends. Raises InputError as that process does."""
-    command = [sys.executable, "-m", "scalarfl.network.announce", str(recipe), *overrides]
+def announce(recipe: Path | None, overrides: Sequence[str]) -> Announcement:
+    """The announcement, made by a process that loads the model and ends. Raises InputError as that process does.
+
+    recipe: None for one of nothing but overrides.
+    """
+    command = [sys.executable, "-m", "scalarfl.announce", NONE if recipe is None else str(recipe), *overrides]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -46,7 +53,7 @@ def _made(arguments: Sequence[str]) -> dict[str, Any]:
     from scalarfl.models import base_digest
     from scalarfl.prepare import header, load_model, trainable
 
-    recipe = recipes.load(Path(arguments[0]), arguments[1:])
+    recipe = recipes.load(None if arguments[0] == NONE else Path(arguments[0]), arguments[1:])
     model = load_model(recipe).model
     base = base_digest(model)
     parts = selection.select(model, trainable(recipe.model))
@@ -57,6 +64,7 @@ def _made(arguments: Sequence[str]) -> dict[str, Any]:
         "header": msgspec.to_builtins(made),
         "lr": recipe.method.lr,
         "rounds": recipe.federation.rounds,
+        "clients": recipe.federation.clients,
         "sampled": recipe.federation.sampled,
         "evaluate_every": recipe.evaluation.every if by_clients else 0,
         "recipe": recipes.to_toml(recipe),

@@ -1,0 +1,81 @@
+"""What our messages travel in: a record of bytes in Flower's, and a socket between a ClientApp and its worker."""
+
+import logging
+import sys
+from pathlib import Path
+
+import msgspec
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from scalarfl.errors import InputError, ProtocolError
+
+SAY_HELLO, AFRESH = b"?", b"??"
+"""To a client: answer with a Hello; forget what was applied, and answer with a Hello."""
+
+_RECORD, _BODY, _WELCOME = "scalarfl", "message", "welcome"
+
+
+class Ask(msgspec.Struct, array_like=True, frozen=True):
+    """What a ClientApp hands on: a message, and what its run is."""
+
+    federation: str
+    run: int
+    """Flower's number of the run."""
+    recipe: list[str]
+    """As overrides; see ``project.overrides``."""
+    message: bytes
+    welcome: bytes = b""
+    """The server's answer to this client's last Hello, where it has not been sent yet."""
+
+
+def packed(body: bytes, welcome: bytes | None = None) -> RecordDict:
+    """One small record with an encoded message."""
+    record = ConfigRecord({_BODY: body})
+    if welcome:
+        record[_WELCOME] = welcome
+    return RecordDict({_RECORD: record})
+
+
+def content(message: Message) -> bytes:
+    """The encoded message in Flower's. Raises ProtocolError where there is none."""
+    return _held(message, _BODY)
+
+
+def welcome(message: Message) -> bytes:
+    """The Welcome that travels with it; empty where none does."""
+    return _held(message, _WELCOME, b"")
+
+
+def _held(message: Message, key: str, default: bytes | None = None) -> bytes:
+    record = message.content.config_records.get(_RECORD)
+    found = None if record is None else record.get(key, default)
+    if not isinstance(found, bytes):
+        raise ProtocolError(f"a message without the record '{_RECORD}' of ours.")
+    return found
+
+
+SOCKET = "worker.sock"
+
+
+def socket_in(folder: Path) -> str:
+    """The worker's socket in a client's folder. Raises InputError where the system cannot have so long a name."""
+    path = str(folder / SOCKET)
+    if len(path.encode()) > 100:
+        raise InputError(f"{path}: too long for a socket's name; choose a folder with a shorter path.")
+    return path
+
+
+def configure() -> None:
+    """Send our own log, and nobody else's, to where Flower shows what an app prints."""
+    log = logging.getLogger("scalarfl")
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def client_folder(home: str, client: str) -> Path:
+    """Where a client keeps its snapshots and its worker's socket."""
+    return Path(home).expanduser() / "clients" / client

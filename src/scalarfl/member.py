@@ -1,0 +1,43 @@
+"""A party's client, from the federation's recipe, a name, and data of its own."""
+
+from pathlib import Path
+from typing import Any
+
+from scalarfl.client import Client
+from scalarfl.errors import InputError
+from scalarfl.prepare import header, prepare
+from scalarfl.probe import Probe
+from scalarfl.recipe import Recipe
+from scalarfl.replica import Replica
+
+
+def member(recipe: Recipe, name: str, data: Path | None = None) -> Client:
+    """The client ``name``, its replica at the beginning.
+
+    data: the client's own file; else its share of the task, where ``name`` is one of the simulation's clients.
+    Raises InputError for a recipe, a name or data that cannot be.
+    """
+    if data is not None:
+        task = recipe.task.model_copy(update={"name": "own", "file": str(data.resolve()), "data_dir": None})
+        alone = recipe.federation.model_copy(update={"clients": 1, "sampled": 1, "partition": "iid"})
+        prepared = prepare(recipe.model_copy(update={"task": task, "federation": alone}))
+        (own,) = prepared.clients.values()
+    else:
+        prepared = prepare(recipe)
+        if name not in prepared.clients:
+            raise InputError(
+                f"client '{name}': without data of its own it should be one of "
+                f"{', '.join(sorted(prepared.clients)[:3])}, …"
+            )
+        own = prepared.clients[name]
+    replica = Replica(prepared.model, recipe.method.scalar_only, prepared.trainable)
+    made = header(recipe, replica.base, replica.layout.digest(), replica.layout.dimension)
+    replica.begin(made.digest())
+    share = prepared.test if data is not None else prepared.shares.get(name)
+    measure = None
+    if recipe.evaluation.by == "clients" and share is not None:
+
+        def measure(model: Any) -> Any:
+            return prepared.task.score(model, share)
+
+    return Client(name, own, Probe(replica, prepared.task.loss), made, recipe.federation.batch_size, measure)
