@@ -50,6 +50,11 @@ def _part(what: str, clients: int, sampled: int, p: int, rounds: int, *more: str
     return what, [*FASHION, 'model.name="cnn"', *own, f"federation.rounds={rounds}", *more]
 
 
+TAU_5 = (
+    "64 clients, 4 sampled, P = 5, five local steps, Dirichlet 0.1", 64, 4, 5, 200,
+    "federation.local_steps=5", "federation.alpha=0.1",
+)  # fmt: skip
+
 PARTS: dict[str, Part] = {
     "distinct": Part(
         *_part("What directions of each client's own buy: 32 clients, cohorts of 2 and 8, P = 1", 32, 2, 1, 600),
@@ -71,17 +76,20 @@ PARTS: dict[str, Part] = {
     "p-1": Part(*_part("8 clients, 2 sampled, P = 1, Dirichlet 1", 8, 2, 1, 600), WITHOUT_SPREAD, levels=LOW),
     "hizoo": Part(
         *_part("Measured curvature: 8 clients, 2 sampled, Dirichlet 1, P = 5, 11 losses a step", 8, 2, 5, 600),
-        ["hizoo", "hizoo:alpha=1e-6", "hizoo:alpha=0.03", "mezo"],
+        ["hizoo:alpha=1e-6", "hizoo:alpha=1e-3", "hizoo:alpha=0.03", "mezo"],
     ),
     "iid": Part(
         *_part("8 clients, 2 sampled, P = 5, iid", 8, 2, 5, 600, 'federation.partition="iid"'),
         ["decomfl", "hiso", "hiso-scalar", "meazo", "fzoo", "fedavg"],
     ),
     "p-5": Part(*_part("8 clients, 2 sampled, P = 5, Dirichlet 1", 8, 2, 5, 600), SCALAR, levels=LOW),
-    "tau-5": Part(
-        *_part("64 clients, 4 sampled, P = 5, five local steps, Dirichlet 0.1", 64, 4, 5, 200,
-               "federation.local_steps=5", "federation.alpha=0.1"),
-        ["decomfl", "hiso", "hiso-scalar", "meazo", "fedavg"], levels=LOW,
+    "tau-5": Part(*_part(*TAU_5), ["decomfl", "hiso", "hiso-scalar", "meazo", "fedavg"], levels=LOW),
+    "tau-5-fine": Part(
+        *_part(*TAU_5), ["decomfl", "hiso", "hiso-scalar"], lrs=(1.5e-3, 2e-3, 3e-3, 4.5e-3, 6e-3), levels=LOW
+    ),
+    "p-5-fine": Part(
+        *_part("8 clients, 2 sampled, P = 5, Dirichlet 1", 8, 2, 5, 600), ["decomfl", "hiso"],
+        lrs=(1.5e-3, 2e-3, 3e-3, 4.5e-3, 6e-3), levels=LOW,
     ),
 }  # fmt: skip
 

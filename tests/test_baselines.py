@@ -12,6 +12,7 @@ from scalarfl.baselines import BASELINES, FedAvg
 from scalarfl.baselines.dense import DenseRun, Settings, train
 from scalarfl.client import drawn
 from scalarfl.ledger import Ledger
+from scalarfl.prepare import prepare
 from scalarfl.selection import Sparse
 from scalarfl.server import cohort
 from support import RECIPE, command, cross_entropy, last_json, network, score, shards
@@ -49,6 +50,44 @@ def test_fedavg_is_the_textbook_s() -> None:
     found = trained()
     for mine, theirs in zip(found.model.parameters(), model.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_fedavg_on_a_recipe_is_flower_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits, 10 clients of unequal size: the accuracy, and the weights, of Flower's own strategy round after round."""
+    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+    from flwr.serverapp.strategy import FedAvg as Theirs
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for what in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, what, 1)
+    overrides = ["model.name=mlp", "task.name=digits", "federation.clients=10", "federation.partition=dirichlet"]
+    made = prepare(recipes.load(None, overrides))
+    s = settings(sampled=10, rounds=40, local_steps=5, batch_size=16, aggregation="weighted", evaluate_every=40)
+    model, strategy = copy.deepcopy(made.model), Theirs()
+    found = train(made.model, made.clients, made.task.loss, s, "all", lambda m: made.task.score(m, made.test), None)
+    for round_ in range(s.rounds):
+        replies = []
+        for name, data in made.clients.items():
+            local = copy.deepcopy(model)
+            optimizer = torch.optim.SGD(local.parameters(), lr=s.lr)
+            for step in range(s.local_steps):
+                optimizer.zero_grad()
+                loss = made.task.loss(local, drawn(data, s.batch_size, s.seed, name, round_, step))
+                torch.autograd.backward(loss)
+                optimizer.step()
+            record = RecordDict()
+            record["arrays"] = ArrayRecord(local.state_dict())
+            record["metrics"] = MetricRecord({"num-examples": len(data)})
+            replies.append(Message(record, 1, "train"))
+        arrays, _ = strategy.aggregate_train(round_, replies)
+        assert arrays is not None
+        model.load_state_dict(arrays.to_torch_state_dict())
+    theirs = made.task.score(model, made.test)
+    assert found.evaluations[-1].accuracy == pytest.approx(theirs.accuracy, abs=0.006)  # one of 180 examples
+    assert theirs.accuracy is not None
+    assert theirs.accuracy > 0.85
+    for mine, other in zip(found.model.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(mine, other, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", list(BASELINES))

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from federation import recorded
 from scalarfl import InputError, Ledger, Replica, recipe as recipes, replay, run as runs
 from scalarfl.cli import app as commands
-from scalarfl.flower import clientapp, envelope, project, resident, rounds, serverapp
+from scalarfl.flower import clientapp, envelope, project, resident, rounds, serverapp, worker
 from scalarfl.messages import Failed, claims
 from scalarfl.prepare import prepare
 
@@ -394,7 +394,7 @@ def test_wrong_nodes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="this SuperNode has no name"):
         clientapp.app(message, context(made, {}))
     with pytest.raises(InputError, match="too long for a socket's name"):
-        clientapp.app(message, context(made, {"client": "a", "folder": "/tmp/" + "x" * 100}))
+        worker.work(resident.Resident("a", tmp_path / ("x" * 100)))
     with pytest.raises(InputError, match="an app's name is of small letters"):
         project.write(tmp_path / "new", recipes.load(None, DIGITS), "My App")
     stranger = clientapp.app(message, context(made, {"client": "nobody", "folder": str(tmp_path)}))

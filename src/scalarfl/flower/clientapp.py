@@ -11,7 +11,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from scalarfl.errors import InputError
-from scalarfl.flower.envelope import Ask, client_folder, configure, content, packed, socket_in, welcome
+from scalarfl.flower.envelope import SOCKET, Ask, client_folder, configure, content, packed, welcome
 from scalarfl.flower.project import HOME, overrides, settings
 
 app = ClientApp()
@@ -28,10 +28,10 @@ def answer(message: Message, context: Context) -> Message:
     federation = str(settings(context.run_config)["name"])
     ask = Ask(federation, context.run_id, overrides(context.run_config), content(message), welcome(message))
     try:
-        with Connection(socket_in(folder), "AF_UNIX") as worker:
+        with Connection(str(folder / SOCKET), "AF_UNIX") as worker:
             worker.send_bytes(msgspec.msgpack.encode(ask))
             reply = worker.recv_bytes()
-    except (FileNotFoundError, ConnectionError, EOFError):
+    except (OSError, EOFError):  # nobody is there, or was killed meanwhile
         from scalarfl.flower.resident import alone
 
         data = context.node_config.get("data")

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from scalarfl.errors import InputError, ProtocolError
+from scalarfl.errors import ProtocolError
 
 SAY_HELLO, AFRESH = b"?", b"??"
 """To a client: answer with a Hello; forget what was applied, and answer with a Hello."""
@@ -57,12 +57,8 @@ def _held(message: Message, key: str, default: bytes | None = None) -> bytes:
 SOCKET = "worker.sock"
 
 
-def socket_in(folder: Path) -> str:
-    """The worker's socket in a client's folder. Raises InputError where the system cannot have so long a name."""
-    path = str(folder / SOCKET)
-    if len(path.encode()) > 100:
-        raise InputError(f"{path}: too long for a socket's name; choose a folder with a shorter path.")
-    return path
+LONGEST = 100
+"""Bytes that the name of a socket may have on every system."""
 
 
 def configure() -> None:

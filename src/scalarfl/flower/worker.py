@@ -5,14 +5,13 @@ import os
 import signal
 import socket
 from multiprocessing.connection import Connection, Listener
-from pathlib import Path
 from types import FrameType
 
 import msgspec
 from filelock import FileLock, Timeout
 
 from scalarfl.errors import InputError
-from scalarfl.flower.envelope import Ask, socket_in
+from scalarfl.flower.envelope import LONGEST, SOCKET, Ask
 from scalarfl.flower.resident import Resident
 
 log = logging.getLogger("scalarfl")
@@ -27,7 +26,9 @@ def work(resident: Resident) -> None:
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(f"{folder}: another worker of '{resident.name}' is at work.") from None
-    place = Path(socket_in(folder))
+    place = folder / SOCKET
+    if len(str(place).encode()) > LONGEST:
+        raise InputError(f"{place}: too long for a socket's name; choose a --folder with a shorter path.")
     place.unlink(missing_ok=True)  # of a worker that was killed
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:

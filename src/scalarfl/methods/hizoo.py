@@ -34,7 +34,7 @@ class HiZOO(Method):
     vectors: ClassVar[int] = 1
     difference: ClassVar[Difference] = "second"
 
-    alpha: float = Field(1e-3, ge=0, le=1, description="weight of the newest curvature in the estimate H")
+    alpha: float = Field(1e-6, ge=0, le=1, description="weight of the newest curvature in the estimate H")
     floor: float = Field(1e-3, gt=0, description="H never falls below this")
     ceiling: float = Field(1e6, gt=0, description="H never rises above this")
 
