@@ -1,6 +1,7 @@
 """Rounds over a Grid: push, pull, and push again until all have answered or the deadline is there. No torch here."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from scalarfl.server import Server
 log = logging.getLogger("scalarfl")
 
 PAUSE = 0.2  # seconds between two looks for replies
+LOOK_EVERY = 1.0  # seconds between two looks for nodes
 SAY_EVERY = 30.0
 
 
@@ -36,8 +38,10 @@ class Rounds:
     deadline: float
     again: float
     _nodes: dict[str, int] = field(default_factory=dict)  # client -> its node
-    _sent: dict[str, int] = field(default_factory=dict)  # message -> node, of those without a reply
+    _sent: dict[str, tuple[int, str]] = field(default_factory=dict)  # message -> node and kind, until it is answered
     _met: dict[int, float] = field(default_factory=dict)  # node -> when it was last asked for its hello
+    _online: frozenset[int] = frozenset()
+    _looked: float = -math.inf
     _replies: list[tuple[str, bytes]] = field(default_factory=list)
     _welcomes: dict[str, bytes] = field(default_factory=dict)  # client -> answer to its hello, to go with its next task
     _expected: int = 0  # clients that a round waits for
@@ -103,18 +107,21 @@ class Rounds:
 
     def _present(self) -> list[str]:
         """The admitted clients whose node is connected, by name; nodes that are new are asked for their hello."""
-        connected = set(self.grid.get_node_ids())
         now, strangers = time.monotonic(), []
-        for node in connected - set(self._nodes.values()):
+        if now - self._looked >= LOOK_EVERY:
+            self._online, self._looked = frozenset(self.grid.get_node_ids()), now
+        for node in self._online - set(self._nodes.values()):
             if now - self._met.get(node, -self.again) >= self.again:
                 self._met[node] = now
                 strangers.append((node, packed(SAY_HELLO)))
         self._push(strangers, MessageType.QUERY)
-        return sorted(name for name, node in self._nodes.items() if node in connected)
+        return sorted(name for name, node in self._nodes.items() if node in self._online)
 
     def _ask(self, tasks: dict[str, bytes], kind: str) -> list[tuple[str, bytes]]:
         """Send the tasks; whatever comes back until all have answered or the deadline is there."""
         self._replies = []
+        # Whatever still comes of an earlier round comes too late, and must not stand for an answer to this one.
+        self._sent = {message: to for message, to in self._sent.items() if to[1] == MessageType.QUERY}
         began = time.monotonic()
         due = dict.fromkeys(tasks, began)  # when to push: the first time, and again
         awaited = dict(tasks)
@@ -143,15 +150,13 @@ class Rounds:
         messages = [Message(record, node, kind, ttl=self.deadline, group_id=group) for node, record in records]
         for (node, _), identifier in zip(records, self.grid.push_messages(messages), strict=True):
             if identifier:
-                self._sent[identifier] = node
+                self._sent[identifier] = node, kind
 
     def _pump(self) -> list[str]:
         """Take in what has arrived; returns the clients that said hello."""
         greeted = []
         for message in self.grid.pull_messages(list(self._sent)) if self._sent else ():
-            node = self._sent.pop(message.metadata.reply_to_message_id, None)
-            if node is None:
-                continue
+            node, _ = self._sent.pop(message.metadata.reply_to_message_id)
             if message.has_error():
                 log.info("node %(node)d: %(reason)s", {"node": node, "reason": message.error.reason})
                 continue
@@ -174,13 +179,21 @@ class Rounds:
         """Admit a client, or say why not. One that has other rounds than this ledger is told to begin afresh."""
         try:
             hello = decode(body, Hello)
-            other = self._nodes.get(hello.client)
-            if other not in (None, node) and other in set(self.grid.get_node_ids()):
-                raise ProtocolError(f"node {node} says that it is '{hello.client}', who is at node {other}.")
+        except ProtocolError as error:
+            log.warning("node %(node)d: %(reason)s", {"node": node, "reason": str(error)})
+            return None
+        other = self._nodes.get(hello.client, node)
+        if other != node and other in self._online:
+            log.warning(
+                "refused: node %(node)d says that it is '%(client)s', who is at node %(other)d",
+                {"node": node, "client": hello.client, "other": other},
+            )
+            return None
+        try:
             self._welcomes[hello.client] = self.server.admit(body)
         except ProtocolError as error:
             log.warning("refused: %(reason)s", {"reason": str(error)})
-            if claims(body, Hello) and decode(body, Hello).position:
+            if hello.position:
                 self._push([(node, packed(AFRESH))], MessageType.QUERY)
             return None
         if hello.client not in self._nodes:
