@@ -15,6 +15,7 @@ from scalarfl.errors import InputError, nearest, shown
 if TYPE_CHECKING:
     from scalarfl.recipe import Recipe
 
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 Value = bool | int | float | str
 
 SECTION = "flower"
@@ -59,7 +60,7 @@ def write(folder: Path, recipe: "Recipe", name: str | None = None) -> Path:
     if file.exists():
         raise InputError(f"{file}: it is there already; choose another folder, or change it with an editor.")
     name = folder.resolve().name if name is None else name
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name):
+    if not _NAME.fullmatch(name):
         raise InputError(f"--name {name}: an app's name is of small letters, digits and '-'; give one with --name.")
     text = _PAGE.format(name=name, home=HOME)
     for section, table in tomllib.loads(to_toml(recipe)).items():
@@ -93,6 +94,8 @@ def settings(config: Mapping[str, Value]) -> dict[str, Value]:
         if wanted is float and not float(value) > 0:
             raise InputError(f"run config {key} = {shown(value)}: it should be more than 0 seconds.")
         known[rest] = value
+    if not _NAME.fullmatch(str(known["name"])):  # clients name files after it
+        raise InputError(f"run config flower.name = {shown(known['name'])}: small letters, digits and '-' alone.")
     return known
 
 

@@ -170,6 +170,8 @@ class Rounds:
                 if client is not None:
                     greeted.append(client)
                 continue
+            if claims(body, Failed):
+                log.warning("node %(node)d could not do what it was asked: its own log says why", {"node": node})
             client = next((name for name, own in self._nodes.items() if own == node), None)
             if client is not None:
                 self._replies.append((client, body))
