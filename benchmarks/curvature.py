@@ -2,8 +2,8 @@
 
     python -m benchmarks.curvature [correlations] [quadratics]
 
-1. Digits, logistic regression (650 parameters): the rank correlation of HiSo's H with the true diagonal of the Hessian
-   and with the squared gradient, on all training examples, both exact.
+1. Digits, logistic regression (650 parameters): the rank correlation of HiSo's and of HiZOO's H with the true diagonal
+   of the Hessian and with the squared gradient, on all training examples, both exact.
 2. A quadratic whose curvatures span four decades: rounds to a ten-thousandth of the first loss, for which all but the
    flattest direction must be settled; each method at its best learning rate of a wide grid, median of three seeds.
 
@@ -25,10 +25,17 @@ from torch.utils.data import TensorDataset
 
 from scalarfl import HiSo, Method, make_method, simulate
 from scalarfl.compare.inside import rank_correlation
-from scalarfl.methods import HiSoFrozen
+from scalarfl.methods import HiSoFrozen, HiZOO
 from scalarfl.models import build
 from scalarfl.objective import Score
 from scalarfl.tasks import SHAPES, Shard, iid, load_task
+
+MEASURED = HiZOO(alpha=1e-2)
+CASES: list[tuple[Method, int, float]] = [
+    (HiSo(), 5, 1e-2), (HiSo(), 50, 3e-2), (HiSo(), 500, 1e-1),
+    (MEASURED, 5, 3e-2), (MEASURED, 50, 1e-1), (MEASURED, 500, 3e-1),
+]  # fmt: skip
+"""Method, directions a step, a learning rate at which it trains."""
 
 OUT = Path(__file__).parent.parent / "docs" / "study"
 
@@ -38,16 +45,17 @@ def correlations() -> Iterator[dict[str, Any]]:
     task = load_task("digits")
     clients = [Shard(task.train, part) for part in iid(len(task.train), 6, seed=0)]
     everything = task.train.batch(np.arange(len(task.train)))
-    for perturbations, lr in ((5, 1e-2), (50, 3e-2), (500, 1e-1)):
+    for method, perturbations, lr in CASES:
         for rounds in (100, 1000, 4000) if perturbations == 5 else (100, 1000):
             run = simulate(
-                build("logistic", *SHAPES["digits"], seed=0), clients, task.loss, method="hiso", lr=lr, rounds=rounds,
+                build("logistic", *SHAPES["digits"], seed=0), clients, task.loss, method=method, lr=lr, rounds=rounds,
                 sampled=2, perturbations=perturbations, batch_size=32,
                 evaluate=lambda model: task.score(model, task.test), evaluate_every=rounds,
             )  # fmt: skip
             hessian = torch.cat([state["hessian"].view(-1) for state in run.replica.state]).numpy()
             diagonal, gradient = truth(run.model, everything)
             yield {
+                "method": method.name,
                 "perturbations": perturbations,
                 "rounds": rounds,
                 "accuracy": run.accuracy,
@@ -90,7 +98,13 @@ class Quadratic(nn.Module):
 
 def quadratics() -> Iterator[dict[str, Any]]:
     """Rounds to a ten-thousandth of the first loss."""
-    methods: list[Method] = [make_method("decomfl"), make_method("hiso-scalar"), HiSo(), HiSoFrozen(warmup=300)]
+    methods: list[Method] = [
+        make_method("decomfl"),
+        make_method("hiso-scalar"),
+        HiSo(),
+        HiSoFrozen(warmup=300),
+        MEASURED,
+    ]
     for dimension, rounds in ((10, 4000), (100, 4000)):
         for method in methods:
             best: tuple[float, float] = (np.inf, np.nan)
@@ -135,12 +149,12 @@ def main() -> None:
     found |= {name: list(parts[name]()) for name in sys.argv[1:] or parts}
     (OUT / "curvature.json").write_text(json.dumps(found, indent=1) + "\n")
     lines = [
-        "| P | rounds | accuracy | H and the Hessian's diagonal | H and the squared gradient | H's 90 % / 10 % |",
-        "|---:|---:|---:|---:|---:|---:|",
+        "| method | P | rounds | accuracy | H and Hessian's diagonal | H and squared gradient | H's 90 % / 10 % |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for one in found["correlations"]:
         lines.append(
-            f"| {one['perturbations']} | {one['rounds']:,} | {100 * one['accuracy']:.1f} % | "
+            f"| {one['method']} | {one['perturbations']} | {one['rounds']:,} | {100 * one['accuracy']:.1f} % | "
             f"{one['with_diagonal']:.2f} | {one['with_squared_gradient']:.2f} | {one['spread']:.2f} |"
         )
     lines += ["", "| method | d = 10 | d = 100 |", "|---|---:|---:|"]

@@ -65,6 +65,10 @@ PARTS: dict[str, Part] = {
         ["decomfl", PER_CLIENT, "meazo:directions=per-client"],
         seeds=(0, 1),
     ),
+    "distinct-p-5": Part(
+        *_part("What directions of each client's own buy: 32 clients, cohorts of 8, P = 5", 32, 8, 5, 300),
+        ["decomfl", PER_CLIENT],
+    ),
     "cnn-8": Part(*_part("8 clients, 2 sampled, P = 10, Dirichlet 1", 8, 2, 10, 600), SCALAR + DENSE),
     "same-lr": Part(
         *_part("The same learning rate for all", 8, 2, 10, 600), ["decomfl", "hiso", "hiso-scalar"], lrs=(3e-3,)
