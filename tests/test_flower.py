@@ -19,6 +19,7 @@ from flwr.supercore.object_ref import validate
 from flwr.supercore.task_identity import TaskIdentity
 from typer.testing import CliRunner
 
+import tiny
 from federation import recorded
 from scalarfl import InputError, Ledger, Replica, recipe as recipes, replay, run as runs
 from scalarfl.cli import app as commands
@@ -161,6 +162,15 @@ def test_other_recipes_too(tmp_path: Path, extra: list[str]) -> None:
     made = config(tmp_path, [*DIGITS, *extra])
     serve(grid(tmp_path, made), made)
     assert ended(tmp_path, [*DIGITS, *extra]) == simulated([*DIGITS, *extra])
+
+
+def test_a_language_model_with_lora(tmp_path: Path, tiny_models: dict[str, Path], sst2: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(tiny.recipe(tiny_models["opt"], sst2, federation_rounds=3, model_trainable="lora"))
+    project.write(tmp_path / "app", recipes.load(file), "language")
+    made = config(tmp_path)
+    serve(grid(tmp_path, made), made)
+    assert ended(tmp_path, project.overrides(made)) == simulated(project.overrides(made))
 
 
 def test_lost_repeated_and_failed_messages_change_nothing(tmp_path: Path) -> None:
@@ -413,6 +423,14 @@ def test_a_wrong_run_config_is_refused(tmp_path: Path, changed: dict[str, Any], 
     with pytest.raises(InputError) as error:
         serve(grid(tmp_path, made), made)
     assert says in str(error.value)
+
+
+def test_the_page_names_every_key() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "flower.md").read_text()
+    for key in project.settings({}):
+        assert f"`flower.{key}`" in page
+    for option in ("client", "folder", "data", "partition-id"):
+        assert f"`{option}`" in page
 
 
 def test_wrong_nodes_are_refused(tmp_path: Path) -> None:
