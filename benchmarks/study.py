@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from scalarfl.compare import compare, markdown, summarise
 from scalarfl.compare.cells import Cell, Contender
 from scalarfl.compare.page import write
+from scalarfl.compare.sweep import Grid
 
 ROOT = Path(__file__).parent.parent
 RUNS, DOCS = ROOT / "runs" / "study", ROOT / "docs" / "study"
@@ -40,7 +41,7 @@ class Part(NamedTuple):
     overrides: list[str]
     methods: list[str]
     seeds: tuple[int, ...] = (0, 1, 2)
-    lrs: tuple[float, ...] | None = None
+    lrs: tuple[float, ...] | Grid = "fine"
     levels: tuple[float, ...] = (0.4, 0.5, 0.6, 0.65)
     """Accuracies; the rounds to each are listed."""
 
@@ -49,11 +50,6 @@ def _part(what: str, clients: int, sampled: int, p: int, rounds: int, *more: str
     own = [f"federation.clients={clients}", f"federation.sampled={sampled}", f"method.perturbations={p}"]
     return what, [*FASHION, 'model.name="cnn"', *own, f"federation.rounds={rounds}", *more]
 
-
-TAU_5 = (
-    "64 clients, 4 sampled, P = 5, five local steps, Dirichlet 0.1", 64, 4, 5, 200,
-    "federation.local_steps=5", "federation.alpha=0.1",
-)  # fmt: skip
 
 PARTS: dict[str, Part] = {
     "distinct": Part(
@@ -87,13 +83,10 @@ PARTS: dict[str, Part] = {
         ["decomfl", "hiso", "hiso-scalar", "meazo", "fzoo", "fedavg"],
     ),
     "p-5": Part(*_part("8 clients, 2 sampled, P = 5, Dirichlet 1", 8, 2, 5, 600), SCALAR, levels=LOW),
-    "tau-5": Part(*_part(*TAU_5), ["decomfl", "hiso", "hiso-scalar", "meazo", "fedavg"], levels=LOW),
-    "tau-5-fine": Part(
-        *_part(*TAU_5), ["decomfl", "hiso", "hiso-scalar"], lrs=(1.5e-3, 2e-3, 3e-3, 4.5e-3, 6e-3), levels=LOW
-    ),
-    "p-5-fine": Part(
-        *_part("8 clients, 2 sampled, P = 5, Dirichlet 1", 8, 2, 5, 600), ["decomfl", "hiso"],
-        lrs=(1.5e-3, 2e-3, 3e-3, 4.5e-3, 6e-3), levels=LOW,
+    "tau-5": Part(
+        *_part("64 clients, 4 sampled, P = 5, five local steps, Dirichlet 0.1", 64, 4, 5, 200,
+               "federation.local_steps=5", "federation.alpha=0.1"),
+        ["decomfl", "hiso", "hiso-scalar", "meazo", "fedavg"], levels=LOW,
     ),
 }  # fmt: skip
 

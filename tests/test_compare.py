@@ -58,7 +58,7 @@ class Silent:
     def working(self, at_work: Mapping[Cell, str], left: int) -> None: ...
 
 
-def compared(tmp_path: Path, methods: list[str], lrs: list[float] | None = None) -> sweep.Comparison:
+def compared(tmp_path: Path, methods: list[str], lrs: "list[float] | sweep.Grid" = "auto") -> sweep.Comparison:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE)
     contenders = [Contender(text) for text in methods]
@@ -83,6 +83,15 @@ def test_a_grid_is_widened_until_the_best_is_inside(pretended: dict[str, float],
         2,
     }
     assert not found.same
+
+
+def test_a_fine_sweep_tries_two_more_points_around_the_best(pretended: dict[str, float], tmp_path: Path) -> None:
+    pretended |= {"decomfl": 1.7e-2, "hiso": 1e-2}
+    found = compared(tmp_path, ["decomfl", "hiso"], "fine")
+    assert list(found.tried(Contender("decomfl"))) == [3.2e-3, 5.6e-3, 1e-2, 1.8e-2, 3.2e-2]
+    assert {contender.text: lr for contender, lr in found.best.items()} == {"decomfl": 1.8e-2, "hiso": 1e-2}
+    assert not found.same
+    assert len(found.runs(Contender("decomfl"))) == 3
 
 
 def test_learning_rates_that_are_given_are_not_widened(pretended: dict[str, float], tmp_path: Path) -> None:

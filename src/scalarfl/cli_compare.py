@@ -35,7 +35,11 @@ def compare(
     ] = "decomfl,hiso,hiso-scalar",
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0,1,2",
     lrs: Annotated[
-        str, typer.Option(help="auto: each method's own sweep; or learning rates for all; one: the same for all.")
+        str,
+        typer.Option(
+            help="auto: each method's own sweep; fine: and two points closer to its best; or learning rates for all; "
+            "one: the same for all."
+        ),
     ] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder; by default runs/compare- and the recipe's name.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs side by side; by default one a core.")] = None,
@@ -52,7 +56,8 @@ def compare(
     folder = Path("runs") / f"compare-{recipe.stem}" if out is None else out
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the runs at work are stopped as well
     contenders = [Contender(text.strip()) for text in methods.split(",")]
-    numbers = _numbers("--seeds", seeds, int), None if lrs == "auto" else _numbers("--lrs", lrs, float)
+    grid: Any = lrs if lrs in ("auto", "fine") else _numbers("--lrs", lrs, float)
+    numbers = _numbers("--seeds", seeds, int), grid
     with errors.status("") if errors.is_terminal else nullcontext() as status:
         shown = _Shown(status)
         found = run(recipe, setting or [], contenders, *numbers, folder, workers or os.cpu_count() or 1, shown)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from scalarfl.baselines import Baseline
 from scalarfl.compare.cells import Bench, Cell, Contender, Watcher
@@ -17,6 +17,7 @@ BASELINE_LR = 0.1
 WIDEST = 9
 """Points of a grid that was widened as far as it goes."""
 
+Grid = Literal["auto", "fine"]
 Result = dict[str, Any]
 
 
@@ -62,18 +63,19 @@ def compare(
     common: Sequence[str],
     contenders: Sequence[Contender],
     seeds: Sequence[int],
-    lrs: Sequence[float] | None,
+    lrs: Sequence[float] | Grid,
     out: Path,
     workers: int,
     watcher: Watcher,
 ) -> Comparison:
     """Run a comparison, or what of it has not been run yet.
 
-    lrs: learning rates for all; None: each method's own grid, three points around the recipe's learning rate (for
-    baselines 0.1), widened while the best is on the edge. Raises InputError for a recipe or run that cannot be.
+    lrs: learning rates for all; "auto": each method's own grid, three points around the recipe's learning rate (for
+    baselines 0.1), widened while the best is on the edge; "fine": then two more, halfway to the best's neighbours.
+    Raises InputError for a recipe or run that cannot be.
     """
     bench = Bench(recipe, common, out, workers)
-    found = Comparison(list(contenders), list(seeds), same=lrs is not None and len(lrs) == 1)
+    found = Comparison(list(contenders), list(seeds), same=lrs not in ("auto", "fine") and len(lrs) == 1)
     grids = {contender: _first_grid(bench, contender, seeds[0], lrs) for contender in contenders}
     while True:
         wanted = [Cell(c, lr, seeds[0]) for c, grid in grids.items() for lr in grid]
@@ -81,8 +83,11 @@ def compare(
         if not missing:
             break
         found.results |= bench.run(missing, watcher)
-        if lrs is None:
-            grids = {contender: _widened(found, contender, grid) for contender, grid in grids.items()}
+        if lrs in ("auto", "fine"):
+            grids = {c: _widened(found, c, grid) for c, grid in grids.items()}
+    if lrs == "fine":
+        between = [Cell(c, lr, seeds[0]) for c, grid in grids.items() for lr in _between(found, c, grid)]
+        found.results |= bench.run(between, watcher)
     for contender in contenders:
         tried = found.tried(contender)
         found.best[contender] = max(tried, key=lambda lr: (score(tried[lr]), -lr))
@@ -91,8 +96,8 @@ def compare(
     return found
 
 
-def _first_grid(bench: Bench, contender: Contender, seed: int, lrs: Sequence[float] | None) -> list[float]:
-    if lrs is not None:
+def _first_grid(bench: Bench, contender: Contender, seed: int, lrs: Sequence[float] | Grid) -> list[float]:
+    if not isinstance(lrs, str):
         return list(lrs)
     method = bench.base(contender, seed).method
     centre = BASELINE_LR if isinstance(method.own, Baseline) else method.lr
@@ -110,6 +115,13 @@ def _widened(found: Comparison, contender: Contender, grid: list[float]) -> list
     if best == max(grid):
         return sorted([*grid, _rounded(best * FACTOR)])
     return grid
+
+
+def _between(found: Comparison, contender: Contender, grid: list[float]) -> list[float]:
+    """The points halfway, in the logarithm, from the best of the grid to its neighbours."""
+    tried = found.tried(contender)
+    best = max(grid, key=lambda lr: (score(tried[lr]), -lr))
+    return [_rounded(best / math.sqrt(FACTOR)), _rounded(best * math.sqrt(FACTOR))]
 
 
 def _rounded(lr: float) -> float:
