@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scalarfl import InputError, recipe as recipes
-from scalarfl.methods import METHODS
+from scalarfl.methods import METHODS, HiSo, HiZOO
 from scalarfl.recipe import Recipe, load, parse, template, to_toml
 from support import RECIPE
 
@@ -68,6 +68,16 @@ def test_every_key_can_be_overridden(tmp_path: Path) -> None:
     assert recipe.federation.balanced
     assert recipe.model.hidden == [3, 4]
     assert recipe.task.data_dir == str(tmp_path / "sub")  # relative to the recipe
+
+
+def test_another_method_starts_from_its_own_settings(tmp_path: Path) -> None:
+    """Not from those of the recipe's; those that all methods share stay."""
+    path = tmp_path / "recipe.toml"
+    path.write_text('[model]\nname = "mlp"\n[task]\nname = "digits"\n[method]\nlr = 0.5\nnu = 0.5\n')
+    found = load(path, ["method.name=hizoo", "method.alpha=0.25"])
+    assert (found.method.lr, found.method.scalar_only) == (0.5, HiZOO(alpha=0.25))
+    kept = load(path, ["method.name=hiso"])
+    assert kept.method.scalar_only == HiSo(nu=0.5)
 
 
 @pytest.mark.parametrize(

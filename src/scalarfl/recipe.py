@@ -233,6 +233,9 @@ def _override(tables: dict[str, Any], text: str) -> None:
     table = tables.setdefault(section, {})
     if not isinstance(table, dict):
         raise InputError(f"[{section}] should be a table, found {shown(table)}.")
+    if (section, key) == ("method", "name") and table.get("name", "hiso") != parsed:
+        for own in table.keys() - MethodSection.model_fields.keys():  # settings of the method that it was
+            del table[own]
     table[key] = parsed
 
 
