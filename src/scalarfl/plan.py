@@ -95,7 +95,8 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
     per_step = method.perturbations * d
     slots = federation.sampled if method.directions == "per-client" else 1
     probed = federation.local_steps * per_step * (slots if whole else federation.sampled)
-    replayed = federation.local_steps * per_step * slots * (2 if method.scalar_only.curved else 1)  # noise, and its square
+    passes_over_noise = 2 if method.scalar_only.curved else 1  # itself, and its square
+    replayed = federation.local_steps * per_step * slots * passes_over_noise
     seconds = None
     if forward_seconds is not None:
         seconds = passes * forward_seconds + (probed + replayed) / noise_per_second
