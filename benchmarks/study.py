@@ -55,15 +55,18 @@ PARTS: dict[str, Part] = {
     "distinct": Part(
         *_part("What directions of each client's own buy: 32 clients, cohorts of 2 and 8, P = 1", 32, 2, 1, 600),
         [f"{kind}:federation.sampled={m}" for m in (2, 8) for kind in ("decomfl", PER_CLIENT)],
+        lrs="auto",
     ),
     "distinct-32": Part(
         *_part("What directions of each client's own buy: all of 32 clients in every round, P = 1", 32, 32, 1, 300),
         ["decomfl", PER_CLIENT, "meazo:directions=per-client"],
         seeds=(0, 1),
+        lrs="auto",
     ),
     "distinct-p-5": Part(
         *_part("What directions of each client's own buy: 32 clients, cohorts of 8, P = 5", 32, 8, 5, 300),
         ["decomfl", PER_CLIENT],
+        lrs="auto",
     ),
     "cnn-8": Part(*_part("8 clients, 2 sampled, P = 10, Dirichlet 1", 8, 2, 10, 600), SCALAR + DENSE),
     "same-lr": Part(
@@ -77,6 +80,7 @@ PARTS: dict[str, Part] = {
     "hizoo": Part(
         *_part("Measured curvature: 8 clients, 2 sampled, Dirichlet 1, P = 5, 11 losses a step", 8, 2, 5, 600),
         ["hizoo:alpha=1e-6", "hizoo:alpha=1e-3", "hizoo:alpha=0.03", "mezo"],
+        lrs="auto",
     ),
     "iid": Part(
         *_part("8 clients, 2 sampled, P = 5, iid", 8, 2, 5, 600, 'federation.partition="iid"'),
