@@ -74,8 +74,9 @@ def test_another_method_starts_from_its_own_settings(tmp_path: Path) -> None:
     """Not from those of the recipe's; those that all methods share stay."""
     path = tmp_path / "recipe.toml"
     path.write_text('[model]\nname = "mlp"\n[task]\nname = "digits"\n[method]\nlr = 0.5\nnu = 0.5\n')
-    found = load(path, ["method.name=hizoo", "method.alpha=0.25"])
-    assert (found.method.lr, found.method.scalar_only) == (0.5, HiZOO(alpha=0.25))
+    for order in (1, -1):
+        found = load(path, ["method.name=hizoo", "method.alpha=0.25"][::order])
+        assert (found.method.lr, found.method.scalar_only) == (0.5, HiZOO(alpha=0.25))
     kept = load(path, ["method.name=hiso"])
     assert kept.method.scalar_only == HiSo(nu=0.5)
 

@@ -143,8 +143,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     Raises InputError that names the key, what was found and what is accepted.
     """
     tables = {} if path is None else _read(path)
-    for override in overrides:
-        _override(tables, override)
+    for override in sorted(overrides, key=lambda text: not text.strip().startswith("method.name")):
+        _override(tables, override)  # the method's name first: its own settings are those that come with it
     recipe = parse(tables)
     return _absolute(recipe, Path() if path is None else path.parent)
 
