@@ -13,7 +13,7 @@ import tiny
 from federation import BROKER, CLIENTS, RECIPE, Federation
 from scalarfl import InputError, Ledger, recipe as recipes, run
 from scalarfl.bench.proxy import Proxy
-from scalarfl.messages import PROTOCOL, Hello, RoundReply, RoundTask, decode, encode, pack
+from scalarfl.messages import PROTOCOL, Hello, Measure, RoundReply, RoundTask, claims, decode, encode, pack
 from scalarfl.network import kit
 from scalarfl.network.names import Names, check_address, check_client, client_of
 
@@ -177,7 +177,7 @@ def test_what_an_intruder_or_a_false_client_is_refused(federation: Callable[...,
         while told < 4:
             await link.publish(names.here(CLIENTS[2]), b"")
             message = (await tasks.next_msg(timeout=20)).data
-            if message == b"?":
+            if message == b"?" or claims(message, Measure):  # an evaluation may be due just then
                 continue
             round_, good = decode(message, RoundTask).round, np.ones(3, dtype=np.float32)
             if told % 2:
