@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from scalarfl.errors import InputError
-from scalarfl.ledger import Header
+from scalarfl.ledger import Header, Ledger
 
 NONE = "-"
 """Stands for a recipe's file where there is none."""
@@ -32,6 +32,20 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """Rounds between measurements by the clients; 0 where they measure nothing."""
     recipe: str
     """With every key, as TOML."""
+
+    def opened(self, out: Path) -> Ledger:
+        """The federation's ledger in a folder, begun there or gone on with; beside it the recipe.
+
+        The two are all that `scalarfl export` needs. Raises InputError where the folder has another federation's.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger.resume(out / "ledger.sqlite", self.header)
+        try:
+            (out / "recipe.toml").write_text(self.recipe)
+        except OSError:
+            ledger.close()
+            raise
+        return ledger
 
 
 def announce(recipe: Path | None, overrides: Sequence[str]) -> Announcement:

@@ -42,7 +42,7 @@ class Rounds:
     _met: dict[int, float] = field(default_factory=dict)  # node -> when it was last asked for its hello
     _online: frozenset[int] = frozenset()
     _looked: float = -math.inf
-    _replies: list[tuple[str, bytes]] = field(default_factory=list)
+    _replies: dict[str, bytes] = field(default_factory=dict)  # client -> its answer: the first, where it gave several
     _welcomes: dict[str, bytes] = field(default_factory=dict)  # client -> answer to its hello, to go with its next task
     _expected: int = 0  # clients that a round waits for
 
@@ -119,7 +119,7 @@ class Rounds:
 
     def _ask(self, tasks: dict[str, bytes], kind: str) -> list[tuple[str, bytes]]:
         """Send the tasks; whatever comes back until all have answered or the deadline is there."""
-        self._replies = []
+        self._replies = {}
         # Whatever still comes of an earlier round comes too late, and must not stand for an answer to this one.
         self._sent = {message: to for message, to in self._sent.items() if to[1] == MessageType.QUERY}
         began = time.monotonic()
@@ -135,12 +135,11 @@ class Rounds:
             self._push(pushed, kind)
             for client in self._pump():  # said hello instead of answering: it is to be sent what it lacks
                 due[client] = min(due.get(client, now), now)
-            for client, _ in self._replies:
+            for client in self._replies:
                 awaited.pop(client, None)
             if awaited:
                 time.sleep(PAUSE)
-        found = dict(reversed(self._replies))  # a message that was repeated may be answered twice: the first counts
-        return list(found.items())
+        return list(self._replies.items())
 
     def _push(self, records: Sequence[tuple[int, RecordDict]], kind: str) -> None:
         """Send each node its record."""
@@ -174,7 +173,7 @@ class Rounds:
                 log.warning("node %(node)d could not do what it was asked: its own log says why", {"node": node})
             client = next((name for name, own in self._nodes.items() if own == node), None)
             if client is not None:
-                self._replies.append((client, body))
+                self._replies.setdefault(client, body)
         return greeted
 
     def _greet(self, node: int, body: bytes) -> str | None:

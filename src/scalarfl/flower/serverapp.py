@@ -10,13 +10,10 @@ from scalarfl.announce import announce
 from scalarfl.flower.envelope import configure
 from scalarfl.flower.project import overrides, settings
 from scalarfl.flower.rounds import Rounds
-from scalarfl.ledger import Ledger
 from scalarfl.server import Server
 
 app = ServerApp()
 log = logging.getLogger("scalarfl")
-
-RECIPE, LEDGER = "recipe.toml", "ledger.sqlite"
 
 
 @app.main()
@@ -26,9 +23,7 @@ def main(grid: Grid, context: Context) -> None:
     own = settings(context.run_config)
     announced = announce(None, overrides(context.run_config))
     out = Path(str(own["out"])).expanduser()
-    out.mkdir(parents=True, exist_ok=True)
-    with Ledger.resume(out / LEDGER, announced.header) as ledger:
-        (out / RECIPE).write_text(announced.recipe)  # with the ledger, all that `scalarfl export` needs
+    with announced.opened(out) as ledger:
         server = Server(ledger, lr=announced.lr, sampled=announced.sampled)
         rounds = Rounds(grid, server, announced, float(own["deadline"]), float(own["again"]))
         rounds.run()

@@ -20,15 +20,15 @@ log = logging.getLogger("scalarfl")
 def work(resident: Resident) -> None:
     """Answer the ClientApps of this client until told to stop. Raises InputError where another worker does already."""
     folder = resident.folder
+    place = folder / SOCKET
+    if len(str(place).encode()) > LONGEST:
+        raise InputError(f"{place}: too long for a socket's name; choose a --folder with a shorter path.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "worker.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(f"{folder}: another worker of '{resident.name}' is at work.") from None
-    place = folder / SOCKET
-    if len(str(place).encode()) > LONGEST:
-        raise InputError(f"{place}: too long for a socket's name; choose a --folder with a shorter path.")
     place.unlink(missing_ok=True)  # of a worker that was killed
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:

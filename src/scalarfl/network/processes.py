@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalarfl.announce import announce
-from scalarfl.ledger import Ledger
 from scalarfl.network.names import Names, check_address, check_client
 
 if TYPE_CHECKING:
     from scalarfl.network.status import Status
 
-RECIPE, LEDGER, SNAPSHOT = "recipe.toml", "ledger.sqlite", "snapshot.safetensors"
+SNAPSHOT = "snapshot.safetensors"
 
 
 def serve(
@@ -42,9 +41,7 @@ def serve(
 
     check_address(address)
     announced = announce(recipe, overrides)
-    out.mkdir(parents=True, exist_ok=True)
-    with Ledger.resume(out / LEDGER, announced.header) as ledger:
-        (out / RECIPE).write_text(announced.recipe)  # with the ledger, all that `scalarfl export` needs
+    with announced.opened(out) as ledger:
         server = Server(ledger, lr=announced.lr, sampled=announced.sampled)
         hub = Hub(
             server,
