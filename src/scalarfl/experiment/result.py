@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scalarfl.ledger.accounting import peak_rss_bytes
+from scalarfl.ledger.accounting import forward_passes, peak_rss_bytes, traffic
 from scalarfl.ledger.entries import Evaluation
+from scalarfl.ledger.store import Ledger
+from scalarfl.protocol.schedule import diverged
 from scalarfl.registry import portable
 
 if TYPE_CHECKING:
@@ -30,7 +32,22 @@ class Recorded:
     digest: str
     head: str
     diverged: bool
-    seconds: float = 0.0
+    seconds: float
+
+    @classmethod
+    def of(cls, ledger: Ledger, dimension: int, digest: str, seconds: float = 0.0) -> "Recorded":
+        """The run on a ledger. dimension, digest: the final replica's."""
+        return cls(
+            dimension=dimension,
+            evaluations=ledger.evaluations(),
+            rounds=ledger.rounds,
+            forward_passes=forward_passes(ledger),
+            traffic=traffic(ledger),
+            digest=digest,
+            head=ledger.head.hex(),
+            diverged=diverged(ledger),
+            seconds=seconds,
+        )
 
 
 def summary(

@@ -16,13 +16,11 @@ from scalarfl.experiment.recipe import Recipe
 from scalarfl.experiment.result import UNCONFIRMED, Recorded, summary
 from scalarfl.experiment.run_folder import CHECKSUM, RECIPE, RESULT, load_result, open_ledger
 from scalarfl.ledger import settings
-from scalarfl.ledger.accounting import forward_passes, traffic
 from scalarfl.ledger.entries import Evaluation
 from scalarfl.ledger.header import Header
 from scalarfl.ledger.store import Ledger
 from scalarfl.model.replica import Replica
 from scalarfl.noise.seeds import derive
-from scalarfl.protocol.schedule import diverged
 from scalarfl.simulation import replay
 from scalarfl.tasks.objective import Score
 
@@ -73,16 +71,7 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
         evaluations = ledger.evaluations()
         if evaluations and evaluations[-1].round == ledger.rounds:
             _check_measured(measured, evaluations[-1])
-        recorded = Recorded(
-            dimension=replica.layout.dimension,
-            evaluations=evaluations,
-            rounds=ledger.rounds,
-            forward_passes=forward_passes(ledger),
-            traffic=traffic(ledger),
-            digest=replica.digest(),
-            head=ledger.head.hex(),
-            diverged=diverged(ledger),
-        )
+        recorded = Recorded.of(ledger, replica.layout.dimension, replica.digest())
         if result is not None:
             _check_result(result, recorded, prepared, ledger)
         return Verified(

@@ -5,8 +5,6 @@ from typing import Any
 
 from scalarfl.experiment.result import Recorded, summary
 from scalarfl.experiment.run_folder import RECIPE, keep_result, keys_of, open_ledger
-from scalarfl.ledger.accounting import forward_passes, traffic
-from scalarfl.protocol.schedule import diverged
 
 
 def conclude(folder: Path, metric: str, seconds: float) -> dict[str, Any] | None:
@@ -19,15 +17,5 @@ def conclude(folder: Path, metric: str, seconds: float) -> dict[str, Any] | None
         scores = ledger.evaluations()
         if not scores or scores[-1].round != ledger.rounds or not scores[-1].digest or keys["task.validation"]:
             return None
-        recorded = Recorded(
-            dimension=ledger.header.dimension,
-            evaluations=scores,
-            rounds=ledger.rounds,
-            forward_passes=forward_passes(ledger),
-            traffic=traffic(ledger),
-            digest=scores[-1].digest.hex(),
-            head=ledger.head.hex(),
-            diverged=diverged(ledger),
-            seconds=seconds,
-        )
+        recorded = Recorded.of(ledger, ledger.header.dimension, scores[-1].digest.hex(), seconds)
     return keep_result(folder, summary(keys, recorded, metric, None))
