@@ -1,8 +1,8 @@
-"""Accuracy against bytes: projected training and exact slopes beside FedAvg: `python -m benchmarks.oracles`.
+"""Accuracy against bytes: projected training and exact slopes beside FedAvg: `python -m benchmarks.oracles [CASE ...]`.
 
 Fashion-MNIST, the study's CNN (d = 9,098), 8 clients of which 2 take part in a round, batches of 64, Dirichlet 1, 200
-rounds, five seeds. Nothing is tuned here: the learning rates were fixed beforehand, from runs with another generator.
-The test examples are looked at before the first round and after the last.
+rounds, five seeds. Nothing is tuned here: the learning rates were fixed beforehand, from runs with another generator,
+and between its P by interpolation. The test examples are looked at before the first round and after the last.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from scalarfl.experiment import recipe as recipes
+from scalarfl.experiment.compare.intervals import paired
 from scalarfl.experiment.prepare import prepare
 from scalarfl.experiment.run import start, start_dense, summary
 
@@ -24,15 +25,30 @@ COMMON = [
     "federation.rounds=200", 'federation.partition="dirichlet"', "federation.batch_size=64", "evaluation.every=200",
     "evaluation.examples=4000",
 ]  # fmt: skip
-TRAINING = ["method.name=decomfl", "method.slopes=training", "method.noise=hadamard", "federation.local_steps=5"]
-EXACT = ["method.name=decomfl", "method.slopes=exact", "method.noise=hadamard"]
+HADAMARD = ["method.name=decomfl", "method.noise=hadamard"]
+EXACT = [*HADAMARD, "method.slopes=exact", "method.lr=0.06"]
+
+
+def training(perturbations: int, step: float, tau: int = 5) -> list[str]:
+    """Projected local training. step: the server's, on the reconstructed move: lr / local_lr, where local_lr is 0.1."""
+    found = [*HADAMARD, "method.slopes=training", f"federation.local_steps={tau}"]
+    return [*found, f"method.perturbations={perturbations}", f"method.lr={step / 10:g}"]
+
+
 CASES = {
-    "training, P = 10": [*TRAINING, "method.perturbations=10", "method.lr=0.005"],
-    "training, P = 100": [*TRAINING, "method.perturbations=100", "method.lr=0.02"],
-    "training, P = 1,000": [*TRAINING, "method.perturbations=1000", "method.lr=0.06"],
-    "exact, P = 1,000": [*EXACT, "method.perturbations=1000", "method.lr=0.06"],
+    "training, P = 10": training(10, 0.05),
+    "training, P = 30": training(30, 0.1),
+    "training, P = 100": training(100, 0.2),
+    "training, P = 300": training(300, 0.35),
+    "training, P = 1,000": training(1000, 0.6),
+    "training, P = 4,096": training(4096, 0.9),
+    "training, P = 100, tau = 10": training(100, 0.2, tau=10),
+    "training, P = 1,000, tau = 10": training(1000, 0.6, tau=10),
+    "exact, P = 1,000": [*EXACT, "method.perturbations=1000"],
+    "exact, P = 1,000, 600 rounds": [*EXACT, "method.perturbations=1000", "federation.rounds=600"],
+    "exact, P = 2,000, 600 rounds": [*EXACT, "method.perturbations=2000", "federation.rounds=600"],
     "fedavg": ["method.name=fedavg", "method.lr=0.1", "federation.local_steps=5"],
-    "differences, P = 10": ["method.name=decomfl", "method.perturbations=10", "method.lr=0.003"],
+    "fedavg, tau = 10": ["method.name=fedavg", "method.lr=0.1", "federation.local_steps=10"],
 }
 
 
@@ -48,21 +64,29 @@ def main() -> None:
     """Run what is missing from the results, case by case, and print the table."""
     torch.set_num_threads(1)
     found: dict[str, list[dict[str, Any]]] = json.loads(OUT.read_text()) if OUT.exists() else {}
-    for name, settings in CASES.items():
+    for name in sys.argv[1:] or CASES:
+        settings = CASES[name]
         runs = found.setdefault(name, [])
         for seed in SEEDS[len(runs) :]:
             result = measure(settings, seed)
-            keys = ("seed", "accuracy", "forward_passes", "payload_bytes_up", "payload_bytes_down", "digest")
+            keys = ("seed", "rounds", "accuracy", "forward_passes", "payload_bytes_up", "payload_bytes_down", "digest")
             runs.append({key: result[key] for key in keys})
             OUT.write_text(json.dumps(found, indent=1) + "\n")
             print(f"{name}, seed {seed}: {result['accuracy']:.4f}", file=sys.stderr, flush=True)
-    print("| scalars by | test accuracy, % | bytes up a client and round | forward passes |\n|---|---:|---:|---:|")
-    for name, runs in found.items():
-        scores = [100 * run["accuracy"] for run in runs]
-        each = statistics.mean(run["payload_bytes_up"] for run in runs) * 8 / (2 * 200)
-        passes = runs[0]["forward_passes"]
-        spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        print(f"| {name} | {statistics.mean(scores):.1f} ± {spread:.1f} | {each:,.0f} | {passes:,} |")
+    print(
+        "| scalars by | rounds | test accuracy, % (95 % interval) | bytes up a client and round | forward passes |\n"
+        "|---|---:|---:|---:|---:|"
+    )
+    for name in CASES:
+        if runs := found.get(name, []):
+            rounds, passes = runs[0].get("rounds", 200), runs[0]["forward_passes"]
+            mean, low, _, _ = paired([100 * run["accuracy"] for run in runs], [0.0] * len(runs)) or (0, 0, 0, 0)
+            print(f"| {name} | {rounds} | {mean:.1f} ± {mean - low:.1f} | {bytes_up(runs):,.0f} | {passes:,} |")
+
+
+def bytes_up(runs: list[dict[str, Any]]) -> float:
+    """Of a client in a round of its own; two of eight take part."""
+    return 8 / 2 * statistics.fmean(float(run["payload_bytes_up"]) / run.get("rounds", 200) for run in runs)
 
 
 if __name__ == "__main__":

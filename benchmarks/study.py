@@ -2,6 +2,7 @@
 
     python -m benchmarks.study                         # everything; what has been run is not run again
     python -m benchmarks.study --workers 1 cnn-8 tau-5  # some of it, one run at a time
+    python -m benchmarks.study --inside exact-5         # one run at a time in one process: no start-up of seconds each
 
 A learning rate is chosen on validation examples with two seeds; five others are reported, on the test examples.
 Runs lie in runs/study/NAME; summaries and plots are copied to docs/study/NAME, the verdicts to docs/study/README.md.
@@ -12,16 +13,19 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from scalarfl.experiment.compare import compare, markdown, summarise
-from scalarfl.experiment.compare.cells import Cell, Contender
+from scalarfl.experiment.compare.cells import Bench, Cell, Contender, Watcher
 from scalarfl.experiment.compare.intervals import middle
 from scalarfl.experiment.compare.page import write
 from scalarfl.experiment.compare.sweep import Grid
 from scalarfl.experiment.compare.table import verdicts
+from scalarfl.experiment.run import run
 
 ROOT = Path(__file__).parent.parent
 RUNS, DOCS = ROOT / "runs" / "study", ROOT / "docs" / "study"
@@ -115,12 +119,34 @@ PARTS: dict[str, Part] = {
     ),
 }  # fmt: skip
 
+EXACT_LRS = {5: 3e-3, 50: 2e-2, 500: 5e-2, 1000: 6e-2, 4096: 1e-1}
+"""Of each P, where the sweep begins."""
+for _p, _lr in EXACT_LRS.items():
+    for _model, _name in (("cnn", f"exact-{_p}"), ("logistic", f"exact-logistic-{_p}")):
+        PARTS[_name] = Part(
+            *_part(f"Exact slopes: {_model}, 8 clients, 2 sampled, Hadamard directions, P = {_p:,}, Dirichlet 1",
+                   8, 2, _p, 200, f'model.name="{_model}"', "method.slopes=exact", "method.noise=hadamard",
+                   f"method.lr={_lr}"),
+            ["decomfl", "hiso", "hiso-scalar"], lrs="auto", levels=LOW,
+        )  # fmt: skip
+for _name in ("logistic", "own-logistic-8", "cnn-8", "tau-5", "iid"):
+    _part_of = PARTS[_name]
+    _kinds = ["decomfl", "hiso"] if _name == "logistic" else ["decomfl"]
+    if _name.startswith("own"):
+        _kinds = [PER_CLIENT]
+    PARTS[f"noise-{_name}"] = _part_of._replace(
+        what=f"Hadamard against normal directions. {_part_of.what}",
+        methods=[text for kind in _kinds for text in (kind, f"{kind}:noise=hadamard")],
+        lrs="auto",
+    )
+
 
 def main() -> None:
     """Run what is named, or everything."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs side by side")
+    parser.add_argument("--inside", action="store_true", help="one run after another, in this process")
     given = parser.parse_args()
     unknown = [name for name in given.parts if name not in PARTS]
     if unknown:
@@ -132,7 +158,7 @@ def main() -> None:
         contenders = [Contender(text) for text in part.methods]
         found = compare(
             ROOT / "recipes" / "fashion-mnist.toml", part.overrides, contenders, part.seeds, part.tune_seeds, part.lrs,
-            out, given.workers, Plainly(),
+            out, given.workers, Plainly(), Inside if given.inside else Bench,
         )  # fmt: skip
         keep(name, summarise(found, out), out)
     between(DOCS / "README.md", BEGIN, headlines(), END)
@@ -182,6 +208,19 @@ def reached(summary: dict[str, Any], levels: Sequence[float]) -> str:
             cells.append(f"{each}: **{'never' if found is None else f'{found:g}'}**")
         lines.append(f"| {one['method']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+class Inside(Bench):
+    """Runs cells one after another in this process, with one thread."""
+
+    def run(self, cells: Iterable[Cell], watcher: Watcher) -> dict[Cell, dict[str, Any]]:
+        torch.set_num_threads(1)
+        found = {}
+        for cell in cells:
+            earlier = self.finished(cell)
+            found[cell] = earlier or run(self.load(cell), cell.folder(self.out), resume=True)
+            watcher.done(cell, found[cell])
+        return found
 
 
 class Plainly:

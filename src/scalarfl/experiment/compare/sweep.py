@@ -92,6 +92,7 @@ def compare(
     out: Path,
     workers: int,
     watcher: Watcher,
+    runner: type[Bench] = Bench,
 ) -> Comparison:
     """Run a comparison, skipping finished runs.
 
@@ -99,6 +100,7 @@ def compare(
         methods are given one and the same learning rate there is nothing to choose, and none of them is run.
     lrs: learning rates for all; "auto": each method's own grid, three points around the recipe's learning rate (for
     baselines 0.1), widened while the best is on the edge; "fine": then two more, halfway to the best's neighbours.
+    runner: how cells are run; by default each in a process of its own.
     A recipe without a validation split gets one of a tenth of the training examples. Raises InputError for a recipe or
     run that cannot be, and for a seed that would both choose and report.
     """
@@ -107,7 +109,7 @@ def compare(
         raise InputError(f"--tune-seeds: {both[0]} is also in --seeds; tuning seeds are never reported.")
     if recipes.load(recipe, common).task.validation == 0:
         common = [*common, f"task.validation={VALIDATION}"]
-    bench = Bench(recipe, common, out, workers)
+    bench = runner(recipe, common, out, workers)
     same = not isinstance(lrs, str) and len(lrs) == 1
     found = Comparison(list(contenders), list(seeds), list(tune_seeds), same)
     if same:
