@@ -13,7 +13,7 @@ from torch.nn import functional
 import tiny
 from scalarfl import InputError, Probe, Replica, language, make_method
 from scalarfl.language.batches import Encoded, collate, pieces
-from scalarfl.language.heads import Causal, Classifier, Masked, Sentences, label_tokens
+from scalarfl.language.heads import Causal, Classifier, Head, Masked, Sentences, label_tokens
 from scalarfl.language.rows import Row
 from scalarfl.language.task import Texts, TextTask, generate
 from scalarfl.model.partial import PartialLinear
@@ -169,6 +169,30 @@ def test_examples_that_do_not_fit_are_counted(tokenizer: Any, models: Any) -> No
     assert Texts(answers, head, 1).check("training")[0].startswith("2 training examples of 3 ")
 
 
+@pytest.mark.parametrize("kind", ["opt", "bert", "encoder", "classifier"])
+def test_the_losses_of_examples_do_not_depend_on_the_batch(kind: str, models: Any, tokenizer: Any) -> None:
+    words, model = ("terrible", "great"), models[kind]
+    heads: dict[str, Head] = {
+        "opt": Causal(tokenizer, 64, words, "{text} It was"),
+        "bert": Masked(tokenizer, 64, words),
+        "encoder": Sentences(tokenizer, 64, ("the film is bad .", "the film is good .")),
+        "classifier": Classifier(tokenizer, 64),
+    }
+    head = heads[kind]
+    if isinstance(head, Sentences):
+        head.anchor(model, 1, Path("/nowhere"))
+    texts = Texts(ROWS, head, 1, 0)
+    task = TextTask("own", texts, texts, head, "accuracy")
+    order = sorted(range(3), key=lambda index: len(head.encode(ROWS[index]).tokens))  # as the pieces have them
+    with torch.no_grad():
+        batch = texts.batch(range(3))
+        each = task.losses(model, batch)
+        alone = torch.stack([task.loss(model, texts.batch([index])) for index in order])
+        assert float(each.mean()) == pytest.approx(float(task.loss(model, batch)), rel=1e-5)
+    assert len(batch) > 1
+    torch.testing.assert_close(each, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_examples_without_an_answer_count_for_nothing(models: Any) -> None:
     taciturn = tiny.tokenizer()
     taciturn.chat_template = "{% for m in messages %}{% if m['content'] != '-' %}" + tiny.TEMPLATE.split("%}", 1)[
@@ -189,6 +213,7 @@ def test_examples_without_an_answer_count_for_nothing(models: Any) -> None:
         loss = float(task.loss(model, both.batch([0, 1])))
         assert loss == pytest.approx(float(task.loss(model, alone.batch([0]))), rel=1e-5)
         assert float(task.loss(model, both.batch([0]))) == 0
+        assert sorted(task.losses(model, both.batch([0, 1])).tolist()) == pytest.approx([0, loss], rel=1e-5)
     assert task.score(model, both).loss == pytest.approx(loss, rel=1e-5)
     with pytest.raises(InputError, match=r"task.max_length = 20 tokens: no test example has an answer token"):
         Texts([mute, mute], head, 1).check("test")

@@ -189,3 +189,21 @@ def test_a_model_s_first_weights_are_the_same_on_every_machine() -> None:
 
 
 EXPECTED = "a6b744ce548104cd1397957d216dda1a1ff669d892e08b84301eacb5ddd8e858"
+
+
+def test_a_loss_of_one_s_own_gives_the_losses_of_examples_or_is_refused() -> None:
+    class Squares(type(TASKS["digits"].load())):  # type: ignore[misc]
+        def loss(self, model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            squares: torch.Tensor = model(batch[0]).square().sum(1)
+            return squares
+
+    class Mean(Squares):
+        def loss(self, model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            return super().loss(model, batch).mean()
+
+    digits = TASKS["digits"].load()
+    model, batch = build("logistic", digits.inputs, digits.classes, seed=0), digits.train.batch([1, 2])
+    each = Squares(digits.train, digits.test).losses(model, batch)
+    assert torch.equal(each, model(batch[0]).square().sum(1))
+    with pytest.raises(InputError, match="Return one number for each example, not their mean"):
+        Mean(digits.train, digits.test).losses(model, batch)

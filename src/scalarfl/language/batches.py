@@ -41,6 +41,11 @@ class Piece(NamedTuple):
         """All but the labels, by name: an example in each row."""
         return {**self.inputs, "positions": self.positions}
 
+    def counts(self) -> Tensor:
+        """int64[b]: how many of the labels are each example's."""
+        counts = self.positions.sum(1)  # without any position, the model gives one output for each example
+        return counts if self.positions.any() else torch.full_like(counts, len(self.labels) // len(counts))
+
     @classmethod
     def of(cls, rows: Mapping[str, Tensor]) -> "Piece":
         """The piece with these rows, without labels."""

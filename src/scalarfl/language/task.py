@@ -99,6 +99,20 @@ class TextTask:
         """Mean cross entropy over the answers: one of the label words, or each of an answer's tokens. float32."""
         return self._total(model, batch)[0] / max(1, sum(len(piece.labels) for piece in batch))
 
+    def losses(self, model: nn.Module, batch: Sequence[Piece]) -> Tensor:
+        """float32[B]: each example's loss, the mean over its own answer's tokens, 0 where none is left of the answer.
+
+        In the order of the pieces' rows, which is by length. Of classes the mean is ``loss``, to rounding; of longer
+        answers it is not: ``loss`` weighs every token alike, this every example, which no other example changes.
+        """
+        found = []
+        for piece in batch:
+            each = functional.cross_entropy(*self._outputs(model, piece), reduction="none")
+            counts = piece.counts().to(each.device)
+            rows = torch.repeat_interleave(torch.arange(len(counts), device=each.device), counts)
+            found.append(each.new_zeros(len(counts)).index_add(0, rows, each) / counts.clamp(min=1))
+        return torch.cat(found)
+
     @torch.no_grad()
     def score(self, model: nn.Module, test: Texts) -> Score:
         """Mean cross entropy, and the task's metric on all of ``test``; every metric there is in ``metrics``."""
@@ -112,11 +126,15 @@ class TextTask:
         """Sum of the cross entropies, and how many of the outputs were right."""
         losses, right = [], 0
         for piece in batch:
-            logits = through(model, lambda rows: self._logits(model, rows), piece.rows())
-            labels = piece.labels.to(logits.device)
+            logits, labels = self._outputs(model, piece)
             losses.append(functional.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(-1) == labels).sum())
         return torch.stack(losses).sum(), right
+
+    def _outputs(self, model: nn.Module, piece: Piece) -> tuple[Tensor, Tensor]:
+        """float32[count, k] and int64[count]: the logits of all outputs that count, and the labels."""
+        logits: Tensor = through(model, lambda rows: self._logits(model, rows), piece.rows())
+        return logits, piece.labels.to(logits.device)
 
     def _logits(self, model: nn.Module, rows: Rows) -> Tensor:
         """The head's logits for a piece, or for one example of it."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scalarfl.tasks.objective import Score
+from scalarfl.tasks.objective import Score, as_losses
 
 Indices = npt.NDArray[np.int64] | Sequence[int]
 
@@ -48,6 +48,9 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, batch: Any, /) -> Tensor:
         """Mean loss of a batch, reduced in float32."""
+
+    def losses(self, model: nn.Module, batch: Any, /) -> Tensor:
+        """float32[B]: the loss of each example alone, whatever else the batch holds. May serve in place of ``loss``."""
 
     def score(self, model: nn.Module, test: Any, /) -> Score:
         """Loss and metric on a set of examples."""
@@ -102,7 +105,8 @@ class Shard:
 class ArrayTask(ABC):
     """A task whose inputs are arrays of one shape, for models from scratch and of your own.
 
-    Loss and score are those of classification; override them for another kind of task.
+    Losses and score are those of classification; override them for another kind of task: ``loss`` and ``losses``
+    together, or ``loss`` alone where it returns one number for each example.
     """
 
     name: ClassVar[str]
@@ -128,6 +132,17 @@ class ArrayTask(ABC):
         """Mean cross entropy, reduced in float32."""
         inputs, labels = on_device_of(model, *batch)
         return functional.cross_entropy(model(inputs).float(), labels)
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """float32[B]: the cross entropy of each example; their mean is ``loss`` to rounding.
+
+        For clipping, and for directions of an example's own: see ``objective.as_losses`` for slopes. Raises InputError
+        where only ``loss`` is overridden and returns a mean.
+        """
+        if type(self).loss is not ArrayTask.loss and type(self).losses is ArrayTask.losses:
+            return as_losses(self.loss(model, batch), len(batch[1])).float()
+        inputs, labels = on_device_of(model, *batch)
+        return functional.cross_entropy(model(inputs).float(), labels, reduction="none")
 
     @torch.no_grad()
     def score(self, model: nn.Module, test: Examples) -> Score:

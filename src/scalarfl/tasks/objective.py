@@ -10,7 +10,7 @@ from scalarfl.errors import InputError, shown
 
 Loss = Callable[[nn.Module, Any], Tensor | float]
 """(model, batch) -> the mean loss as one number, reduced in float32, without a gradient. A tensor with one loss per
-example is averaged."""
+example is averaged; what needs the examples' own losses takes them before that (``as_losses``)."""
 
 
 class Score(NamedTuple):
@@ -37,6 +37,21 @@ def as_score(measured: object) -> Score:
     if isinstance(measured, Real):
         return Score(float(measured))
     raise InputError(f"evaluate: it returned {shown(measured)}; accepted is a loss or scalarfl.Score(loss, accuracy).")
+
+
+def as_losses(returned: object, examples: int) -> Tensor:
+    """A ``Loss``'s result as one loss for each example of a batch, float64[B]. Raises InputError if it is not.
+
+    examples: B, how many the batch holds. With the losses at x and at x + mu z, one forward pass gives the slopes of
+    all examples along z, (losses(x + mu z) - losses(x)) / mu, and their mean is the batch's slope.
+    """
+    if isinstance(returned, Tensor) and returned.shape == (examples,) and not returned.is_complex():
+        return returned.double()
+    found = f"shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else shown(returned)
+    raise InputError(
+        f"loss: the losses of {examples} examples are wanted, and it returned {found}. Return one number for each "
+        "example, not their mean: cross_entropy(..., reduction='none'), or a task's `losses`."
+    )
 
 
 def as_loss(returned: object) -> Tensor | float:

@@ -10,7 +10,7 @@ from scalarfl.model.digest import base_digest
 from scalarfl.model.zoo import build
 from scalarfl.simulation import simulate
 from scalarfl.tasks import TASKS, ArrayTask, Shard, iid
-from scalarfl.tasks.objective import Score, as_loss
+from scalarfl.tasks.objective import Score, as_loss, as_losses
 
 
 def contract(*tasks: type[ArrayTask], data_dir: Path | None = None) -> type:
@@ -71,6 +71,19 @@ class _Contract:
         assert np.isfinite(whole)
         assert whole == pytest.approx((left + right) / 2, rel=1e-4)
         assert base_digest(model) == before
+
+    def test_the_losses_of_examples_are_their_own(self, kind: type[ArrayTask], data_dir: Path | None) -> None:
+        """One for each, the same whatever else the batch holds; their mean is the loss."""
+        task = kind.load(data_dir)
+        model = build("logistic", kind.inputs, kind.classes, seed=0)
+        indices = np.arange(min(16, len(task.train)))
+        with torch.no_grad():
+            batch = task.train.batch(indices)
+            each = as_losses(task.losses(model, batch), len(indices))
+            assert float(each.mean()) == pytest.approx(float(as_loss(task.loss(model, batch))), rel=1e-5)
+            for index in (0, len(indices) - 1):
+                alone = as_losses(task.losses(model, task.train.batch(indices[index : index + 1])), 1)
+                assert float(alone) == pytest.approx(float(each[index]), rel=1e-4)
 
     def test_the_score_is_a_score(self, kind: type[ArrayTask], data_dir: Path | None) -> None:
         """Its metric between 0 and 1, of all the examples it was given; the same when it is asked for again."""
