@@ -57,11 +57,16 @@ def row_keys(seed: int, step: int) -> tuple[tuple[int, int], ...]:
 
 
 def rows(seed: int, step: int, perturbations: Sequence[int], bits: int) -> npt.NDArray[np.uint64]:
-    """uint64[len(perturbations)]: the row of each direction, a number below 2^bits.
+    """uint64[len(perturbations)]: the row of each direction, a number below 2^bits. Not to be changed.
 
     Four rounds of x <- (a x + c) mod 2^bits, x <- x XOR (x >> ceil(bits / 2)), each of which is a bijection: different
     numbers below 2^bits have different rows.
     """
+    return _rows(seed, step, tuple(perturbations), bits)
+
+
+@lru_cache(256)  # of a round that is replayed in many blocks
+def _rows(seed: int, step: int, perturbations: tuple[int, ...], bits: int) -> npt.NDArray[np.uint64]:
     mask, half = np.uint64((1 << bits) - 1), np.uint64((bits + 1) // 2)
     x = np.array(perturbations, dtype=np.uint64) & mask
     for multiplier, offset in row_keys(seed, step):  # what overflows 64 bits lies beyond the mask

@@ -25,6 +25,7 @@ _NUMBER = np.uint64(BITS_NUMBER)
 PLACES = TILE // LANES
 TILE_BITS = np.uint64(12)
 _AT_ONCE = 256  # rows
+_TOP = np.uint32(1 << 31)
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -156,11 +157,10 @@ def place_of(row: np.uint64) -> int:
 def flip(v: Bits, low: int, high: int, words: Bits, seed: np.uint64, step: np.uint64, tile: np.uint64) -> None:
     """Change the signs of the coordinates in chunks ``low`` to ``high - 1`` whose bit b is set."""
     philox_words(words, seed, step, tile * np.uint64(BLOCKS), _NUMBER)
-    top = np.uint32(31)
     for k in range(2 * low, 2 * high):
-        here, shift = v[128 * k : 128 * (k + 1)], np.uint32(k)
+        here, shift = v[128 * k : 128 * (k + 1)], np.uint32(31 - k)
         for j in range(128):
-            here[j] ^= (words[j] >> shift) << top
+            here[j] ^= (words[j] << shift) & _TOP
 
 
 @njit(nogil=True, cache=True)
