@@ -1,4 +1,4 @@
-"""The round of the dense baselines, on the same data, cohorts and batches as the scalar-only methods."""
+"""The round of the baselines, on the same data, cohorts and batches as the scalar-only methods."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from scalarfl.model.digest import digest_tensors
 from scalarfl.model.selection import Trainable, select
 from scalarfl.noise.directions import Layout
 from scalarfl.noise.kernels import best
-from scalarfl.noise.seeds import derive
+from scalarfl.noise.seeds import derive, generator
 from scalarfl.protocol.aggregation import Linear, make_aggregator
 from scalarfl.protocol.callbacks import Callbacks
 from scalarfl.protocol.client import Dataset, drawn
@@ -120,6 +120,10 @@ class _Training(Rounds):
         self.x = [parameter.detach().clone() for parameter in self.parameters]
         self.lr = run.lr
         self.participations = 0
+        self.kept: dict[str, list[Tensor]] = {}
+        """What clients keep between two rounds they take part in, by name."""
+        self.seen: dict[str, int] = {}
+        """Bytes of all uploads before a client last took part."""
         self.began = time.perf_counter()
         """Of all processes together, had they been one."""
 
@@ -128,7 +132,6 @@ class _Training(Rounds):
         self._restore()
         with self._gradients():
             self.run()
-        moved = self._moved()
         return DenseRun(
             model=self.model,
             dimension=self.layout.dimension,
@@ -138,7 +141,7 @@ class _Training(Rounds):
             seconds=time.perf_counter() - self.began,
             diverged=self.diverged,
             digest=self._digest(),
-            traffic={("up", "round"): (moved, moved), ("down", "round"): (moved, moved)},
+            traffic={("up", "round"): (self.bytes_up,) * 2, ("down", "round"): (self.bytes_down,) * 2},
             forward_passes=self.participations * self._passes(),
             warnings=self.warnings,
         )
@@ -156,9 +159,11 @@ class _Training(Rounds):
             for parameter, required in before:
                 parameter.requires_grad_(required)
 
-    def _moved(self) -> int:
-        """Bytes up so far, and as many down: the tensors, in float32."""
-        return 4 * self.layout.dimension * self.participations
+    def _down(self, name: str) -> int:
+        """Bytes that a client is sent before it trains: the model, or the uploads that it lacks if they are fewer."""
+        whole, since = 4 * self.layout.dimension, self.seen.get(name, 0)
+        self.seen[name] = self.bytes_up
+        return min(whole, self.bytes_up - since) if self.config.method.forwarded else whole
 
     def _passes(self) -> int:
         steps = self.config.local_steps
@@ -173,13 +178,20 @@ class _Training(Rounds):
         assert isinstance(rule, Linear)
         weights = rule.weights([len(self.clients[name]) for name in asked])
         moved = [torch.zeros_like(x) for x in self.x]
-        losses = []
+        losses, sent = [], 0
         for name, weight in zip(asked, weights, strict=True):
+            self.bytes_down += self._down(name)
             losses.append(self._first_order(name) if s.method.first_order else self._zeroth_order(name))
             with torch.no_grad():
-                for total, x, parameter in zip(moved, self.x, self.parameters, strict=True):
-                    total += (x - parameter) * float(weight)
+                own = [x - parameter for x, parameter in zip(self.x, self.parameters, strict=True)]
+                random = generator(s.seed, "compression", name, self.rounds)
+                upload = s.method.upload(own, self.kept.get(name, []), random)
+                for total, part, x, parameter in zip(moved, upload.move, self.x, self.parameters, strict=True):
+                    total += part * float(weight)
                     parameter.copy_(x)
+            sent += upload.size
+            if upload.memory:
+                self.kept[name] = upload.memory
         for parameter, gradient in zip(self.parameters, moved, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
@@ -187,7 +199,7 @@ class _Training(Rounds):
         self.x = [parameter.detach().clone() for parameter in self.parameters]
         self.participations += len(asked)
         self.rounds += 1
-        self.bytes_up = self.bytes_down = self._moved()
+        self.bytes_up += sent
         mean = math.fsum(losses) / len(losses)
         self.unused = 0 if math.isfinite(mean) else self.unused + 1
         return mean
@@ -260,6 +272,7 @@ class _Training(Rounds):
         assert self.checkpoint is not None
         curve = [[e.round, e.accuracy, e.loss, e.examples, e.digest.hex()] for e in evaluations]
         facts = {"round": self.rounds, "participations": self.participations, "curve": curve}
+        facts |= {"up": self.bytes_up, "down": self.bytes_down, "kept": self.kept, "seen": self.seen}
         facts["seconds"] = time.perf_counter() - self.began
         beside = self.checkpoint.with_suffix(".new")
         torch.save({"x": self.x, "optimizer": self.optimizer.state_dict()} | facts, beside)
@@ -282,6 +295,9 @@ class _Training(Rounds):
                         raise ValueError(f"a tensor of shape {tuple(x.shape)}, expected {tuple(parameter.shape)}")
                     parameter.copy_(x)
             self.rounds, self.participations = kept["round"], kept["participations"]
+            whole = 4 * self.layout.dimension * self.participations  # of a checkpoint that does not count them
+            self.bytes_up, self.bytes_down = kept.get("up", whole), kept.get("down", whole)
+            self.kept, self.seen = kept.get("kept", {}), kept.get("seen", {})
             self.began -= kept["seconds"]
             self.evaluations = [Evaluation(r, a, v, n, bytes.fromhex(d)) for r, a, v, n, d in kept["curve"]]
             sound = [e.digest.hex() for e in self.evaluations[-1:]] == [self._digest()]

@@ -232,9 +232,8 @@ def methods() -> None:
 
     kinds: dict[str, type[Method] | type[Baseline]] = {**METHODS, **BASELINES}
     for name, method in kinds.items():
-        vectors = getattr(method, "vectors", None)
-        costs = "sends whole models" if vectors is None else f"memory: {vectors} float32 per parameter"
-        output.print(f"{name}: {method.summary} ({method.source}); {costs}", markup=False)
+        sent = method.costs if issubclass(method, Baseline) else f"memory: {method.vectors} float32 per parameter"
+        output.print(f"{name}: {method.summary} ({method.source}); {sent}", markup=False)
         for key, info in method.model_fields.items():
             output.print(f"    {key} = {info.get_default()!r}  {info.description}", markup=False)
 
