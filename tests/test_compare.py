@@ -336,12 +336,13 @@ def test_from_a_recipe_to_a_page(
     assert (finished / "result.json").stat().st_mtime_ns == before
     assert "| decomfl |" in capsys.readouterr().out
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count('<svg class="chart"') == 7
+    assert summary["made"]["command"].startswith(f"scalarfl compare {path} --methods decomfl,fedavg,hiso --seeds 0 ")
+    assert "--json" not in summary["made"]["command"]
     assert "<td>fedavg</td>" in page
-    assert "http" not in page.replace("http-equiv", "")
-    (out / "rounds.png").unlink()
+    (out / "rounds.svg").unlink()
     assert command("report", str(out)).stdout.strip() == str(out / "report.html")
-    assert (out / "rounds.png").exists()
+    assert (out / "rounds.svg").exists()
 
 
 @pytest.mark.parametrize(
@@ -362,7 +363,7 @@ def test_wrong_input(options: list[str], says: str, tmp_path: Path) -> None:
     assert says in done.stderr
 
 
-@pytest.mark.parametrize("name", ["compare.json", "compare.md", "report.html", "rounds.png"])
+@pytest.mark.parametrize("name", ["compare.json", "compare.md", "report.html", "rounds.svg"])
 def test_nobody_else_s_file_is_overwritten(name: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(RECIPE)
     (tmp_path / name).write_text('{"mine": 1}')

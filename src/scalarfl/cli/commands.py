@@ -14,7 +14,13 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 
 from scalarfl import __version__
-from scalarfl.cli import compare as cli_compare, flower as cli_flower, network as cli_network, overview
+from scalarfl.cli import (
+    compare as cli_compare,
+    flower as cli_flower,
+    network as cli_network,
+    overview,
+    report as cli_report,
+)
 from scalarfl.errors import InputError, explained, install_hint, sentence, show_warnings, shown
 from scalarfl.files import located
 from scalarfl.progress import watching
@@ -263,6 +269,7 @@ def recipe(
 cli_network.register(app)
 cli_flower.register(app)
 cli_compare.register(app)
+cli_report.register(app)
 
 
 def _version(wanted: bool) -> None:

@@ -1,11 +1,13 @@
-"""The commands that compare methods, report on what was found and measure speed."""
+"""The commands that compare methods and measure speed."""
 
 import json
 import math
 import os
+import shlex
 import signal
 import time
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +29,7 @@ errors = Console(stderr=True, highlight=False)
 
 
 def compare(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, the basis of all runs.")],
     methods: Annotated[
         str,
@@ -55,6 +58,7 @@ def compare(
 
     An interrupted comparison continues when repeated.
     """
+    from scalarfl.experiment import recipe as recipes
     from scalarfl.experiment.compare import compare as run, markdown, summarise
     from scalarfl.experiment.compare.cells import Contender
     from scalarfl.experiment.compare.page import SUMMARY, TABLES, check_free, write
@@ -71,7 +75,12 @@ def compare(
         shown = _Shown(status)
         side_by_side = workers or os.cpu_count() or 1
         found = run(recipe, setting or [], contenders, reported, tuning, grid, folder, side_by_side, shown)
-    summary = summarise(found, folder)
+    made = {
+        "command": _repeated(context),
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "recipe": recipes.to_toml(recipes.load(recipe, setting or [])),
+    }
+    summary = summarise(found, folder) | {"made": made}
     (folder / SUMMARY).write_text(json.dumps(summary) + "\n")
     (folder / TABLES).write_text(markdown(summary))
     page = write(folder)
@@ -81,15 +90,6 @@ def compare(
         console = Console()
         console.print(Markdown(markdown(summary)) if console.is_terminal else markdown(summary), soft_wrap=True)
         print(f"Page: {page}")
-
-
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `scalarfl compare` wrote.")],
-) -> None:
-    """Rewrite a comparison's page: a self-contained HTML file, with its plots as PNGs."""
-    from scalarfl.experiment.compare.page import write
-
-    print(write(folder))
 
 
 def bench(
@@ -114,6 +114,22 @@ def bench(
     missed = [finding for finding in findings if (finding.missed_grossly() if quick else not finding.kept)]
     if missed:
         raise VerificationError(f"{len(missed)} of {len(findings)} promises missed: {missed[0].name}.")
+
+
+def _repeated(context: typer.Context) -> str:
+    """The command that was given, without what was left at its default."""
+    words = ["scalarfl", str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.param_type_name == "argument":
+            words.append(str(value))
+        elif value and value != parameter.default and parameter.name != "as_json":
+            words += [
+                word
+                for one in (value if isinstance(value, list) else [value])
+                for word in (parameter.opts[0], str(one))
+            ]
+    return shlex.join(words)
 
 
 def _numbers(option: str, text: str, kind: type[Any]) -> list[Any]:
@@ -162,5 +178,4 @@ def _named(cell: "Cell") -> str:
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command()(compare)
-    app.command()(report)
     app.command()(bench)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.table import Table
 
@@ -12,6 +12,7 @@ from scalarfl.ledger.store import Ledger
 from scalarfl.units import duration, percent, size
 
 Result = dict[str, Any]
+Item = TypeVar("Item")
 
 
 def dense_bytes(result: Result) -> float:
@@ -95,11 +96,11 @@ def overview(ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def thinned(curve: Sequence[Sequence[float]], most: int = 12) -> list[Sequence[float]]:
-    """A curve reduced to evenly spread points, including the first and the last."""
-    if len(curve) <= most:
-        return list(curve)
-    return [curve[round(index * (len(curve) - 1) / (most - 1))] for index in range(most)]
+def thinned(points: Sequence[Item], most: int = 12) -> list[Item]:
+    """Evenly spread ones of a curve's points, including the first and the last."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
 
 
 def planned(plan: dict[str, Any]) -> Iterator[str]:

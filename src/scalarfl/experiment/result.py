@@ -83,6 +83,7 @@ def summary(
         "validation_accuracy": None if test is None else last.accuracy,
         "test_accuracy": (test or last).accuracy,
         "test_loss": (test or last).loss,
+        "test_examples": (test or last).examples,
         **bytes_per_client(finished.traffic, clients),
         "seconds": finished.seconds,
         "peak_rss_bytes": peak_rss_bytes(),

@@ -1,24 +1,29 @@
-"""A comparison's page: one self-contained HTML file, with its plots as PNGs."""
+"""A comparison's page: one self-contained HTML file, and its pictures as SVG files beside it."""
 
-import base64
-import html
-import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 
-from scalarfl.errors import InputError, install_hint
+from scalarfl.errors import InputError
 from scalarfl.experiment.compare.inside import BINS
-from scalarfl.experiment.compare.table import FORMAT, Summary, markdown
+from scalarfl.experiment.compare.intervals import paired, t_quantile
+from scalarfl.experiment.compare.table import FORMAT, Summary, described, on_edge, tables, verdicts
+from scalarfl.experiment.pages import document as page
+from scalarfl.experiment.pages.chart import OTHER, Axis, Curve, bars, chart, standing_alone
+from scalarfl.experiment.pages.costs import Spent, count, figures, loss_axis, score_axis
+from scalarfl.experiment.run_folder import keep
 from scalarfl.files import read_json
+from scalarfl.units import percent, size
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-COLOURS = 10  # then they come again, dashed
 PAGE, SUMMARY, TABLES = "report.html", "compare.json", "compare.md"
+PICTURES = ("bytes", "rounds", "forward-passes", "seconds", "learning-rates", "participation", "hessian")
+
+Figure = tuple[str, str, str]
+"""Title, SVG, caption."""
 
 
 def write(folder: Path) -> Path:
@@ -31,18 +36,19 @@ def write(folder: Path) -> Path:
             f"{folder}: {SUMMARY} is not of this version's format; run `scalarfl compare` with --out {folder} again."
         )
     try:
-        plots = {name: _drawn(draw, summary) for name, draw in _PLOTS.items()}
-        figures = "\n".join(_figure(image, _CAPTIONS[name]) for name, image in plots.items())
-        title = html.escape(f"{summary['task']}, {summary['model']}")
-        text = _TEMPLATE.format(title=title, tables=_tables(markdown(summary)), figures=figures)
+        drawn = dict(zip(PICTURES, _figures(summary), strict=True))
+        text = _page(summary, drawn)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder / SUMMARY}: damaged ({type(error).__name__}: {error}); `scalarfl compare` with --out {folder} "
             "writes it again."
         ) from None
-    for name, image in plots.items():
-        (folder / f"{name}.png").write_bytes(image)
-    (folder / PAGE).write_text(text, encoding="utf-8")
+    names = [one["method"] for one in summary["methods"]]
+    for name, (_, picture, _) in drawn.items():
+        if picture:
+            legend = [] if name in ("participation", "hessian") else names
+            keep(folder / f"{name}.svg", standing_alone(picture, legend).encode())
+    keep(folder / PAGE, text.encode())
     return folder / PAGE
 
 
@@ -54,184 +60,170 @@ def check_free(folder: Path) -> None:
         summary = None
     if isinstance(summary, dict) and "task" in summary and "methods" in summary:
         return
-    for name in (SUMMARY, TABLES, PAGE, *(f"{name}.png" for name in _PLOTS)):
+    for name in (SUMMARY, TABLES, PAGE, *(f"{name}.svg" for name in PICTURES)):
         if (folder / name).exists():
             raise InputError(f"{folder / name}: not of a comparison, which would overwrite it; choose another --out.")
 
 
-def _drawn(draw: "Callable[[Axes, Summary], None]", summary: Summary) -> bytes:
-    """A plot as a PNG."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError(f"the page needs matplotlib: {install_hint('plot')}.") from None
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    draw(axes, summary)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
-    image = io.BytesIO()
-    figure.savefig(image, dpi=130)
-    return image.getvalue()
+def _page(summary: Summary, drawn: dict[str, Figure]) -> str:
+    made = summary.get("made", {})
+    when = f"{made['date']} · " if made else ""
+    sections = [
+        page.section(
+            title, page.table(found.caption.replace("\n", " "), found.heads, found.rows), page.notes(found.notes)
+        )
+        for title, found in zip(("Scores", "Cost", "Rounds to each other's best"), tables(summary), strict=False)
+    ]
+    sections.append(page.section("Bytes by purpose", _traffic(summary)))
+    sections.append(page.section("How it was compared", page.notes([*verdicts(summary), *described(summary)])))
+    again = page.text(made["command"]) if made else ""
+    sections.append(page.section("Repeat", again, page.folded("Recipe, with every key", made.get("recipe", ""))))
+    return page.document(
+        f"{len(summary['methods'])} methods on {summary['task']}, {summary['model']}",
+        f"{when}scalarfl {summary['version']}",
+        list(_verdict(summary)),
+        [one["method"] for one in summary["methods"]],
+        page.charts(drawn.values()),
+        page.side_by_side(*sections),
+    )
 
 
-def _against(costs: Callable[[Summary], float], label: str, *, log: bool) -> "Callable[[Axes, Summary], None]":
-    """Draws the metric against something that grows by the round: the mean over seeds, and their range."""
+def _verdict(summary: Summary) -> Iterator[str]:
+    """Two sentences: the best score, and what the fewest bytes give up against it."""
+    scored = [one for one in summary["methods"] if one["test"] is not None]
+    if not scored:
+        yield "No method has a score."
+        return
+    best = max(scored, key=lambda one: one["test"]["mean"])
+    frugal = min(scored, key=lambda one: (float(f"{_moved(one):.2g}"), -one["test"]["mean"]))
+    mean, sure = best["test"]["mean"], _spread(best["test"]["values"])
+    lead = f"{best['method']} has the highest test {summary['metric']}, {percent(mean)}{sure}"
+    against = summary["reference"]
+    reference = next(one for one in summary["methods"] if one["method"] == against)
+    if best is not reference and reference["test"] is not None:
+        lead += f": {_apart(best, reference)} against {against}, the reference"
+    yield f"{lead}."
+    if best is frugal:
+        yield f"It also moved the fewest bytes, {size(_moved(best))} per client and run."
+        return
+    yield (
+        f"{frugal['method']} moved the fewest bytes, {size(_moved(frugal))} per client and run, at "
+        f"{_apart(frugal, best)}; {best['method']} moved {size(_moved(best))}, "
+        f"{_moved(best) / max(1, _moved(frugal)):,.3g} times as much."
+    )
 
-    def draw(axes: "Axes", summary: Summary) -> None:
-        for number, one in enumerate(summary["methods"]):
-            each = costs(one) / max(1, one["rounds"])
-            curves: list[Sequence[Any]] = one["curves"]
-            shortest = min(len(curve) for curve in curves)
-            values = [[100 * (point[1] or 0.0) for point in curve[:shortest]] for curve in curves]
-            at = [point[0] * each for point in curves[0][:shortest]]
-            first = 1 if log else 0  # nothing was spent at round 0
-            mean = [sum(column) / len(column) for column in zip(*values, strict=True)]
-            style = "-" if number < COLOURS else "--"
-            (line,) = axes.plot(at[first:], mean[first:], style, label=f"{one['method']}, lr {one['lr']:g}")
-            if len(curves) > 1:
-                low, high = ([pick(column) for column in zip(*values, strict=True)] for pick in (min, max))
-                axes.fill_between(at[first:], low[first:], high[first:], color=line.get_color(), alpha=0.15)
-        axes.set(xlabel=label, ylabel=f"validation {summary['metric']} (%)")
-        if log:
-            axes.set_xscale("log")
 
-    return draw
+def _moved(one: Summary) -> float:
+    return float(one["bytes_up"] + one["bytes_down"])
 
 
-def _sensitivity(axes: "Axes", summary: Summary) -> None:
+def _spread(values: list[float]) -> str:
+    """Student's interval of a mean over seeds, in words."""
+    if len(values) < 2:
+        return " (one seed, so no interval)"
+    half = t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    low, high = (100 * (fmean(values) + side * half) for side in (-1, 1))
+    return f" (95 % interval {low:.1f} to {high:.1f}, {len(values)} seeds)"
+
+
+def _apart(ours: Summary, theirs: Summary) -> str:
+    """The difference of two methods' scores with its interval, paired by seed, and whether it is shown."""
+    a, b = ours["test"]["values"], theirs["test"]["values"]
+    found = paired(a, b) if len(a) == len(b) else None
+    if found is None:
+        return f"{100 * (fmean(a) - fmean(b)):+.1f} points (no interval)"
+    shown = "" if found.excludes_zero else ", no difference shown"
+    mean, low, high = (f"{100 * value:+.1f}" for value in found[:3])
+    return f"{mean} points (95 % interval {low} to {high}{shown})"
+
+
+def _figures(summary: Summary) -> Iterator[Figure]:
+    """One for each of ``PICTURES``."""
+    metric = summary["metric"]
+    yield from figures([_spent(number, one) for number, one in enumerate(summary["methods"])], _axis(summary))
+    yield from (_sensitivity(summary, metric), _participation(summary), _hessian(summary))
+
+
+def _axis(summary: Summary) -> Axis:
+    rated = any(point[1] is not None for one in summary["methods"] for curve in one["curves"] for point in curve)
+    return score_axis(summary["metric"], "validation") if rated else loss_axis("validation")
+
+
+def _spent(number: int, one: Summary) -> Spent:
+    """The mean over the reported seeds, and their range; of the loss where there is no score."""
+    curves: list[Any] = one["curves"]
+    shortest = min(map(len, curves))
+    rated = all(point[1] is not None for curve in curves for point in curve)
+    columns = [[curve[at][1 if rated else 2] for curve in curves] for at in range(shortest)]
+    return Spent(
+        one["method"],
+        number,
+        [(curves[0][at][0], fmean(column)) for at, column in enumerate(columns)],
+        one["rounds"],
+        _moved(one),
+        one.get("forward_equivalents") or one["forward_passes"],
+        one["seconds"],
+        [(min(column), max(column)) for column in columns] if len(curves) > 1 else [],
+    )
+
+
+def _sensitivity(summary: Summary, metric: str) -> Figure:
     """What each learning rate of the sweep gave."""
+    curves, said = [], []
     for number, one in enumerate(summary["methods"]):
-        known = [(entry["lr"], 100 * entry["score"]) for entry in one["lrs"] if entry["score"] is not None]
-        style = "o-" if number < COLOURS else "o--"
-        (line,) = axes.plot(*zip(*known, strict=True), style, label=one["method"]) if known else (None,)
-        for entry in one["lrs"]:
-            if entry["score"] is None and line is not None:
-                axes.plot(entry["lr"], 0, marker="x", color=line.get_color())
-    axes.set(xlabel="learning rate", ylabel=f"validation {summary['metric']}, last quarter (%)", xscale="log")
+        known = [(entry["lr"], entry["score"]) for entry in one["lrs"] if entry["score"] is not None]
+        crosses = [entry["lr"] for entry in one["lrs"] if entry["score"] is None]
+        curves.append(Curve(one["method"], number, known, crosses=crosses, ring=one["lr"]))
+        said += [on_edge(one)] if one["edge"] else []
+    title, rate = "Learning rates", Axis("learning rate", lambda value: f"{value:.3g}", log=True)
+    axis = score_axis(metric, "validation")
+    if any(value < 0 for curve in curves for _, value in curve.points):  # minus the loss, without a metric
+        axis = Axis("minus the validation loss", lambda value: f"{value:.3g}")
+    caption = (
+        "The sweep: mean over the last quarter of the tuning runs. A ring marks the chosen rate, a cross one that "
+    )
+    inside = "Every chosen rate lies inside its grid." if not summary["same_lr"] else ""
+    return title, chart(title, curves, rate, axis), f"{caption}diverged. {' '.join(said) or inside}"
 
 
-def _traffic(axes: "Axes", summary: Summary) -> None:
-    """Bytes by purpose, up and down, of the first seed's run."""
-    inside = [(one["method"], one["inside"]["traffic"]) for one in summary["methods"] if one["inside"]]
-    purposes = sorted({(row["direction"], row["purpose"]) for _, rows in inside for row in rows})
-    bottoms = [0.0] * len(inside)
-    for direction, purpose in purposes:
-        heights = [
-            sum(row["serialized"] for row in rows if (row["direction"], row["purpose"]) == (direction, purpose))
-            for _, rows in inside
-        ]
-        axes.bar([name for name, _ in inside], heights, bottom=bottoms, label=f"{purpose}, {direction}")
-        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
-    axes.set(ylabel="bytes, all clients")
-    axes.tick_params(axis="x", labelrotation=20)
-
-
-def _participation(axes: "Axes", summary: Summary) -> None:
+def _participation(summary: Summary) -> Figure:
     """How often each client took part, in the first seed's run of the first scalar-only method."""
     inside: dict[str, int] = next((one["inside"]["participation"] for one in summary["methods"] if one["inside"]), {})
-    axes.bar(range(len(inside)), list(inside.values()), label="rounds that a client took part in")
-    axes.set(xlabel="client", ylabel="rounds")
+    title, axis = "Participation", Axis("rounds", lambda value: f"{value:,.0f}")
+    picture = bars(title, list(inside.items()), axis, "clients") if inside else ""
+    return title, picture, "Rounds that a client took part in: the first seed's cohorts, the same for all methods."
 
 
-def _hessian(axes: "Axes", summary: Summary) -> None:
+def _hessian(summary: Summary) -> Figure:
     """H over time; for the first method that has one."""
-    found = next(
-        (
-            (one["method"], one["inside"]["hessian"])
-            for one in summary["methods"]
-            if (one["inside"] or {}).get("hessian")
-        ),
-        None,
-    )
+    found = next((one for one in summary["methods"] if (one["inside"] or {}).get("hessian")), None)
     if found is None:
-        axes.set_title("none of the methods learns a vector H")
-        return
-    name, hessian = found
-    moments = hessian["moments"]
-    edges = np.linspace(BINS[0], BINS[-1], len(moments[0]["counts"]) + 1)
-    for moment in moments:
-        axes.stairs(moment["counts"], edges, label=f"after {moment['round']} rounds")
-    used = [i for moment in moments for i, count in enumerate(moment["counts"]) if count]
-    axes.set_xlim(edges[max(0, min(used) - 2)], edges[min(len(edges) - 1, max(used) + 3)])
+        return "H", "", ""
+    hessian = found["inside"]["hessian"]
+    edges = np.linspace(BINS[0], BINS[-1], len(hessian["moments"][0]["counts"]) + 1).tolist()
+    used = [i for moment in hessian["moments"] for i, number in enumerate(moment["counts"]) if number]
+    low, high = max(0, min(used) - 2), min(len(edges) - 1, max(used) + 3)
+    curves = []
+    for number, moment in enumerate(hessian["moments"]):
+        counts = moment["counts"][low:high]
+        steps = [(edge, value) for i, value in enumerate(counts) for edge in edges[low + i : low + i + 2]]
+        curves.append(Curve(f"after {moment['round']:,} rounds", number, steps))
     correlation = hessian["with_squared_gradient"]
-    known = "" if correlation is None else f"; rank correlation with the squared gradient {correlation:.2f}"
-    axes.set(xlabel="log10 H", ylabel="parameters", title=f"{name}{known}")
+    known = "" if correlation is None else f" Rank correlation with the squared gradient: {correlation:.2f}."
+    moments = ", ".join(f"{moment['round']:,}" for moment in hessian["moments"])
+    title = f"H of {found['method']}"
+    picture = chart(title, curves, Axis("log10 H", lambda value: f"{value:.3g}"), Axis("parameters", count), OTHER)
+    return title, picture, f"Histogram over all parameters after {moments} rounds of the first seed's run.{known}"
 
 
-_PLOTS: "dict[str, Callable[[Axes, Summary], None]]" = {
-    "rounds": _against(lambda one: one["rounds"], "rounds", log=False),
-    "forward-passes": _against(lambda one: one["forward_passes"], "forward passes, all clients", log=True),
-    "bytes": _against(lambda one: one["bytes_up"] + one["bytes_down"], "bytes per client, up and down", log=True),
-    "learning-rates": _sensitivity,
-    "traffic": _traffic,
-    "participation": _participation,
-    "hessian": _hessian,
-}
-_CAPTIONS = {
-    "rounds": "On the validation examples, against rounds: the mean over the reported seeds, and their range.",
-    "forward-passes": "Against forward passes of all clients together; a backward pass counts as two.",
-    "bytes": "Against the bytes that a client moved, as serialized, up and down together.",
-    "learning-rates": "The sweep: mean over the last quarter of the tuning runs; a cross at the bottom diverged.",
-    "traffic": "Bytes by purpose, from the ledgers of the first seed; a dense baseline has none.",
-    "participation": "Participation: the first seed's cohorts, the same for all methods.",
-    "hessian": "H: the histogram over all parameters, at five points of the first seed's run.",
-}
-
-
-def _figure(image: bytes, caption: str) -> str:
-    text, data = html.escape(caption), base64.b64encode(image).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
-def _tables(text: str) -> str:
-    """Markdown's tables, verdicts and lines, as ``markdown`` writes them, in HTML."""
-    made, table = [], False
-    for line in text.splitlines():
-        if line.startswith("|---"):
-            continue
-        if line.startswith("- "):
-            made.append(f'<p class="verdict">{html.escape(line.removeprefix("- "))}</p>')
-            continue
-        if line.startswith("|") != table:
-            table = not table
-            made.append("<table>" if table else "</table>")
-        if table:
-            cells = "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in line.strip("|").split("|"))
-            made.append(f"<tr>{cells}</tr>")
-        elif line:
-            made.append(f"<p>{html.escape(line)}</p>")
-    return "\n".join([*made, "</table>"] if table else made)
-
-
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; display: block; overflow-x: auto }}
-td {{ border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; text-align: right; white-space: nowrap }}
-td:first-child {{ text-align: left }}
-.verdict {{ font-weight: 600; margin: 0.3rem 0 }}
-tr:first-child td {{ font-weight: 600 }}
-main {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem }}
-figure {{ margin: 0 }}
-img {{ width: 100% }}
-figcaption {{ color: #555; font-size: 0.9rem }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{tables}
-<main>
-{figures}
-</main>
-</body>
-</html>
-"""
+def _traffic(summary: Summary) -> str:
+    """Bytes by purpose of the first seed's runs; a dense baseline has no ledger to read them from."""
+    inside = {one["method"]: one["inside"]["traffic"] for one in summary["methods"] if one["inside"]}
+    purposes = sorted({(row["purpose"], row["direction"]) for rows in inside.values() for row in rows})
+    rows = []
+    for method, found in inside.items():
+        moved = {(row["purpose"], row["direction"]): row["serialized"] for row in found}
+        rows.append((method, *(size(moved.get(purpose, 0)) for purpose in purposes)))
+    heads = ("method", *(f"{purpose}, {direction}" for purpose, direction in purposes))
+    caption = "All clients together, as serialized, from the ledgers of the first seed; a dense baseline has none"
+    return page.table(caption, heads, rows) if rows else ""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
@@ -144,6 +145,16 @@ def _verdict(one: Summary, summary: Summary) -> str:
     return f"{against}: {mean} {what} (95 % interval {low} to {high}, {interval['pairs']} seeds): {shows}."
 
 
+@dataclass(frozen=True)
+class Columns:
+    """A table: its heads, its rows, what it means and what is to be said about single rows."""
+
+    caption: str
+    heads: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+
 def markdown(summary: Summary) -> str:
     """Verdict and tables, for a paper's draft or a page of documentation."""
     return "\n".join(_lines(summary)) + "\n"
@@ -154,35 +165,64 @@ def _lines(summary: Summary) -> Iterator[str]:
         yield f"- {text}"
     if summary["differences"]:
         yield ""
-    yield from _described(summary)
-    yield ""
-    yield "| method | lr | test % | less reference | best on validation % | diverged |"
-    yield "|---|---:|---:|---:|---:|---:|"
-    differences = {one["method"]: one for one in summary["differences"]}
-    for one in summary["methods"]:
-        edge = " (edge)" if one["edge"] else ""
-        yield (
-            f"| {one['method']} | {one['lr']:g}{edge} | {_percent(one['test'])} | "
-            f"{_interval(differences.get(one['method']))} | {_percent(one['best'])} | "
-            f"{one['diverged']} of {len(summary['seeds'])} |"
-        )
-    for one in summary["methods"]:
-        if one["edge"]:
+    yield from described(summary)
+    for table in tables(summary):
+        yield from ("", table.caption)
+        yield ""
+        yield f"| {' | '.join(table.heads)} |"
+        yield f"|---|{'---:|' * (len(table.heads) - 1)}"
+        yield from (f"| {' | '.join(row)} |" for row in table.rows)
+        for note in table.notes:
             yield ""
-            yield f"{one['method']}: {one['lr']:g} is the {one['edge']} learning rate tried; the best may lie beyond."
-    yield ""
-    yield "| method | rounds | forward passes | bytes up | bytes down | seconds |"
-    yield "|---|---:|---:|---:|---:|---:|"
-    for one in summary["methods"]:
-        yield (
-            f"| {one['method']} | {one['rounds']:,} | {one['forward_passes']:,.0f} | {size(one['bytes_up'])} | "
-            f"{size(one['bytes_down'])} | {duration(one['seconds'])} |"
-        )
-    if len(summary["methods"]) > 1 and summary["reach"][0]["reached"]:  # else the task has no metric
-        yield from _reached(summary)
+            yield note
 
 
-def _described(summary: Summary) -> Iterator[str]:
+def tables(summary: Summary) -> Iterator[Columns]:
+    """The scores, what they cost, and the rounds to each other's best where the task has a metric."""
+    differences = {one["method"]: one for one in summary["differences"]}
+    methods = summary["methods"]
+    yield Columns(
+        f"Scores on the test examples, reported seeds; less reference: the difference to {summary['reference']} "
+        "with its 95 % interval.",
+        ("method", "lr", "test %", "less reference", "best on validation %", "diverged"),
+        [
+            (
+                one["method"],
+                f"{one['lr']:g}{' (edge)' if one['edge'] else ''}",
+                _percent(one["test"]),
+                _interval(differences.get(one["method"])),
+                _percent(one["best"]),
+                f"{one['diverged']} of {len(summary['seeds'])}",
+            )
+            for one in methods
+        ],
+        tuple(on_edge(one) for one in methods if one["edge"]),
+    )
+    yield Columns(
+        "Cost of a run: forward passes of all clients, bytes per client.",
+        ("method", "rounds", "forward passes", "bytes up", "bytes down", "seconds"),
+        [
+            (
+                one["method"],
+                f"{one['rounds']:,}",
+                f"{one['forward_passes']:,.0f}",
+                size(one["bytes_up"]),
+                size(one["bytes_down"]),
+                duration(one["seconds"]),
+            )
+            for one in methods
+        ],
+    )
+    if len(methods) > 1 and summary["reach"][0]["reached"]:  # else the task has no metric
+        yield _reached(summary)
+
+
+def on_edge(one: Summary) -> str:
+    """What a method's best learning rate on the edge of its grid means."""
+    return f"{one['method']}: {one['lr']:g} is the {one['edge']} learning rate tried; the best may lie beyond."
+
+
+def described(summary: Summary) -> Iterator[str]:
     """The setting, in sentences."""
     if summary["same_lr"]:
         how = "All methods have the same learning rate."
@@ -200,21 +240,22 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _reached(summary: Summary) -> Iterator[str]:
+def _reached(summary: Summary) -> Columns:
     """Rounds to the best of the reference with the same seed, and the other way round."""
     reference = summary["reference"]
     entries = {(one["method"], one["of"]): one for one in summary["reach"]}
-    yield ""
-    yield f"Rounds to the best validation score that {reference} reached with the same seed, and the other way round."
-    yield 'Medians over the seeds, in which "never" counts as infinity; in brackets how many got there.'
-    yield ""
-    yield f"| method | to {reference}'s best | times as fast | bytes | {reference} to this one's best |"
-    yield "|---|---:|---:|---:|---:|"
+    rows: list[tuple[str, ...]] = []
     for one in summary["methods"]:
         there, back = entries[one["method"], reference], entries[reference, one["method"]]
         moved = "never" if there["bytes"] is None else size(there["bytes"])
         fast = "-" if there["speed_up"] is None else f"{there['speed_up']:.2f}" if there["speed_up"] else "0 (never)"
-        yield f"| {one['method']} | {_rounds(there)} | {fast} | {moved} | {_rounds(back)} |"
+        rows.append((one["method"], _rounds(there), fast, moved, _rounds(back)))
+    return Columns(
+        f"Rounds to the best validation score that {reference} reached with the same seed, and the other way round.\n"
+        'Medians over the seeds, in which "never" counts as infinity; in brackets how many got there.',
+        ("method", f"to {reference}'s best", "times as fast", "bytes", f"{reference} to this one's best"),
+        rows,
+    )
 
 
 def _percent(value: Summary | None) -> str:
