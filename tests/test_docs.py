@@ -22,6 +22,7 @@ from scalarfl.experiment.compare.intervals import paired
 from scalarfl.experiment.compare.table import verdicts
 from scalarfl.noise.directions import noise
 from scalarfl.noise.table import TABLE, TABLE_DIGEST
+from scalarfl.protocol.attacks import ATTACKS
 from support import command, cross_entropy, network, shards
 
 ROOT = Path(__file__).parent.parent
@@ -113,6 +114,13 @@ def test_the_extending_page_s_examples_run() -> None:
 
 
 _IMPORTS = "from typing import ClassVar\nimport scalarfl\n"
+
+
+def test_the_robust_page_s_attack_is_one() -> None:
+    (code,) = blocks("docs/robust.md", "python")
+    silent = execute(code)["Silent"]
+    assert not ATTACKS.fault(silent)
+    assert silent().scalars(None, 3.0, None) == 0
 
 
 def test_links_lead_somewhere() -> None:

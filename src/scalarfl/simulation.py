@@ -25,6 +25,8 @@ from scalarfl.model.replica import Replica
 from scalarfl.model.selection import Trainable
 from scalarfl.progress import following
 from scalarfl.protocol import arguments
+from scalarfl.protocol.aggregation import check_attackers
+from scalarfl.protocol.attacks import Attackers
 from scalarfl.protocol.callbacks import Callbacks, together
 from scalarfl.protocol.client import Client, Dataset
 from scalarfl.protocol.cohort import Cohort
@@ -154,6 +156,7 @@ def simulate(
     arguments.check(model, named, run.sampled, loss, evaluate, by_clients)
     lr, rounds, evaluate_every = run.lr, run.rounds, run.evaluate_every
     sampled = len(named) if run.sampled is None else run.sampled
+    check_attackers(config.aggregation, config.attackers, sampled, attacked=run.attack is not None)
     watch = together(callbacks)
     shown = following(progress, config.method.name)
     started = time.perf_counter()
@@ -171,6 +174,10 @@ def simulate(
     local = Local(run.local_lr, run.local_optimizer)
     if config.slopes == "training":
         settings |= {f"local.{key}": value for key, value in local._asdict().items()}
+    attackers = None if run.attack is None else Attackers(run.attack, named, sampled, header)
+    if attackers is not None:
+        named = attackers.poisoned(named)
+        settings |= {"attack": attackers.attack.name}
     with ExitStack() as stack:
         if not frozen.covers(model, replica.parameters):
             frozen.attach(model, trainable, run.frozen_cache, calls=True)
@@ -192,7 +199,7 @@ def simulate(
             name: Party(Client(name, own, probe, header, config.batch_size, by_clients.get(name), local))
             for name, own in named.items()
         }
-        cohort = Cohort(parties, probe, order)
+        cohort = Cohort(parties, probe, order, attackers)
         every = evaluate_every if by_clients or evaluate else 0
         loop = RoundLoop(
             Server(book, lr=lr, sampled=sampled, shared=True, aggregator=config.aggregation),

@@ -86,11 +86,14 @@ def run(
     ] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the data files; overrides task.data_dir.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
+    attack: cli_compare.Attack = None,
+    attackers: cli_compare.Attackers = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe: simulate the whole federation on this machine."""
     from scalarfl.experiment import recipe as recipes, report, run as runs
 
+    setting = cli_compare.attacked(setting, attack, attackers)
     loaded = recipes.load(recipe, _with_data_dir(setting, data_dir))
     folder = out or Path("runs") / recipe.stem
     try:
@@ -101,7 +104,7 @@ def run(
                 watch = trackers.watch(stack.enter_context(trackers.TensorBoard(tensorboard)), then=watch)
             result = runs.run(loaded, folder, resume=resume, callbacks=watch)
     except runs.Interrupted as stop:
-        again = " ".join(f"-s {text}" for text in setting or [])
+        again = " ".join(f"-s {text}" for text in setting)
         say(
             f"interrupted after {stop.rounds} rounds; nothing is lost. Continue with\n"
             f"    scalarfl run {recipe}{' ' + again if again else ''} --out {folder} --resume"

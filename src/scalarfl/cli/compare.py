@@ -27,6 +27,25 @@ if TYPE_CHECKING:
 
 errors = Console(stderr=True, highlight=False)
 
+Attack = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Let some clients send false scalars: sign-flip, ipm, boost, alie, alie-against, gaussian, mimic, "
+        "label-flip. Same as -s federation.attack=NAME.",
+    ),
+]
+Attackers = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many of a cohort are false. Same as -s federation.attackers=NUMBER."),
+]
+
+
+def attacked(setting: list[str] | None, attack: str | None, attackers: int | None) -> list[str]:
+    """The overrides of a recipe with these two among them."""
+    given = {"attack": attack, "attackers": attackers}
+    return [*(setting or []), *(f"federation.{key}={value}" for key, value in given.items() if value is not None)]
+
 
 def compare(
     context: typer.Context,
@@ -52,6 +71,8 @@ def compare(
     setting: Annotated[
         list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Override a recipe's key.")
     ] = None,
+    attack: Attack = None,
+    attackers: Attackers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
     """Compare methods: tune learning rates on a validation split, report the test scores of other seeds.
@@ -74,11 +95,12 @@ def compare(
     with errors.status("") if errors.is_terminal else nullcontext() as status:
         shown = _Shown(status)
         side_by_side = workers or os.cpu_count() or 1
-        found = run(recipe, setting or [], contenders, reported, tuning, grid, folder, side_by_side, shown)
+        common = attacked(setting, attack, attackers)
+        found = run(recipe, common, contenders, reported, tuning, grid, folder, side_by_side, shown)
     made = {
         "command": _repeated(context),
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "recipe": recipes.to_toml(recipes.load(recipe, setting or [])),
+        "recipe": recipes.to_toml(recipes.load(recipe, common)),
     }
     summary = summarise(found, folder) | {"made": made}
     (folder / SUMMARY).write_text(json.dumps(summary) + "\n")

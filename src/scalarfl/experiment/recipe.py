@@ -24,7 +24,7 @@ from scalarfl.ledger.codec import MAX_BYTES
 from scalarfl.ledger.settings import FOLDER, PLACES
 from scalarfl.methods import Method, make
 from scalarfl.model.zoo import built
-from scalarfl.protocol.aggregation import make_aggregator
+from scalarfl.protocol.aggregation import check_attackers, make_aggregator
 from scalarfl.protocol.config import FederationConfig, Keys, RunConfig
 from scalarfl.registry import is_reference, placed, portable
 
@@ -66,7 +66,11 @@ class Recipe(Keys):
                 f"federation.sampled = {self.federation.sampled}: accepted is at most federation.clients = "
                 f"{self.federation.clients}"
             )
+        federation = self.federation
+        rule = make_aggregator(federation.aggregation)
         if isinstance(self.method.own, Method):
+            attacked = federation.attack is not None
+            check_attackers(rule, federation.attackers, federation.sampled, attacked=attacked)
             slots = self.federation.sampled if self.method.directions == "per-client" else 1
             scalars = slots * self.federation.local_steps * self.method.perturbations
             if 8 * scalars > MAX_BYTES:  # there may be two scalars a direction
@@ -75,7 +79,10 @@ class Recipe(Keys):
                     f"at most {MAX_BYTES // 8:,}, which fit a message"
                 )
             return self
-        make_aggregator(self.federation.aggregation, dense=True)
+        make_aggregator(rule, dense=True)
+        for key in ("attackers", "attack"):
+            if getattr(federation, key):
+                raise ValueError(f"federation.{key}: baselines send whole models; leave it out")
         if isinstance(self.model.trainable, Mask):
             raise ValueError("model.trainable: baselines send whole tensors and do not support a sparse mask")
         if self.model.dtype != "float32":
@@ -100,7 +107,13 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     return _absolute(parse(tables), start)
 
 
-REFERENCES = (("model", "name"), ("task", "name"), ("federation", "aggregation"), ("method", "name"))
+REFERENCES = (
+    ("model", "name"),
+    ("task", "name"),
+    ("federation", "aggregation"),
+    ("federation", "attack"),
+    ("method", "name"),
+)
 """Keys that may name an object in a module or a file."""
 
 
@@ -211,14 +224,17 @@ def _override(tables: dict[str, Any], text: str) -> None:
 _OF_ONE_TASK = {"file", "test_file", "test_fraction", "labels", "label_words", "label_sentences", "prompt"}
 
 
+UNUSED = {"method.transforms": None, "federation.attackers": 0, "federation.attack": None}
+"""Keys that a ledger leaves out at these values."""
+
+
 def settings(recipe: Recipe) -> dict[str, Any]:
     """A recipe's settings for the ledger: every key, named like ``method.lr``, except machine-specific ones."""
     found = recipe.keys
     if Path(recipe.model.name).is_absolute() and not is_reference(recipe.model.name):
         found["model.name"] = FOLDER
-    found |= {key: portable(found[key]) for key in map(".".join, REFERENCES)}
-    if found["method.transforms"] is None:  # a ledger is silent about what is not used
-        del found["method.transforms"]
+    found |= {key: portable(found[key]) for key in map(".".join, REFERENCES) if found[key] is not None}
+    found = {key: value for key, value in found.items() if key not in UNUSED or value != UNUSED[key]}
     return {key: value for key, value in found.items() if key not in PLACES}
 
 

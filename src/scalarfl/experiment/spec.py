@@ -141,6 +141,8 @@ def make(source: Path | None, overrides: Sequence[str] = ()) -> FederationSpec:
     from scalarfl.tasks import TASKS
 
     recipe = recipes.load(source, overrides)
+    if recipe.federation.attack is not None:
+        raise InputError("federation.attack: only a simulation has attackers; leave it out.")
     model = load_model(recipe).model
     base = base_digest(model)
     parts = selection.select(model, trainable(recipe.model))

@@ -37,6 +37,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     directions: Literal["shared", "per-client"]
     found_by: FoundBy = msgspec.field(default="forward", name="difference")
     aggregation: str
+    attackers: int = 0
+    """F, clients of a cohort that may send false scalars; what the aggregation is to withstand."""
     batch_size: int | None = None
     """Examples in a client's batch; None if clients need not agree on it, and in format 1."""
     transforms: list[dict[str, Any]] = []
@@ -44,8 +46,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: int
 
     def encoded(self) -> bytes:
-        """Canonical JSON: keys sorted; a batch size of None and an empty list of transforms are left out."""
+        """Canonical JSON: keys sorted; a batch size of None, no attackers and no transforms are left out."""
         content = msgspec.to_builtins(self)
+        if not self.attackers:
+            del content["attackers"]
         if not self.transforms:
             del content["transforms"]
         if self.batch_size is None:
@@ -84,7 +88,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         parts = {
             "seed": self.seed,
-            "aggregation": self.aggregation,
+            "aggregation": [self.aggregation, self.attackers] if self.attackers else self.aggregation,
             "batch_size": self.batch_size,
             "method": [
                 self.method,

@@ -6,6 +6,7 @@ from typing import Any
 
 from scalarfl.ledger.update import Update
 from scalarfl.model.probe import Probe, Question
+from scalarfl.protocol.attacks import Attackers
 from scalarfl.protocol.party import Party
 
 
@@ -13,14 +14,20 @@ class Cohort:
     """The clients of a simulation, who share one probe: their questions are answered together.
 
     parties: by name. order: in which order those who are asked are worked through; cannot change the result.
+    attackers: those of them who send other replies than they found, if any.
     """
 
     def __init__(
-        self, parties: Mapping[str, Party], probe: Probe, order: Callable[[list[str]], list[str]] = list
+        self,
+        parties: Mapping[str, Party],
+        probe: Probe,
+        order: Callable[[list[str]], list[str]] = list,
+        attackers: Attackers | None = None,
     ) -> None:
         self.parties = parties
         self.probe = probe
         self.order = order
+        self.attackers = attackers
         self.loss = math.nan
         """Mean of the clients' losses at x in the latest round, as far as they are finite."""
         self._names = tuple(parties)
@@ -37,7 +44,10 @@ class Cohort:
     def receive(self, _seconds: float) -> list[tuple[str, bytes]]:
         """Answer what was sent."""
         sent, self._sent = self._sent, {}
-        return sorted((name, reply) for name, reply in self.answers(sent).items() if reply)
+        replies = self.answers(sent)
+        if self.attackers is not None:
+            replies = self.attackers.falsified(replies)
+        return sorted((name, reply) for name, reply in replies.items() if reply)
 
     def publish(self, update: Update) -> None:
         """Apply the update to the replica."""

@@ -38,7 +38,9 @@ class Combiner:
     @cached_property
     def _rule(self) -> Aggregator:
         """Raises InputError for one that there is not, or that does not go with the directions."""
-        return make_aggregator(self._given or self._header.aggregation, directions=self._header.directions)
+        header = self._header
+        given = self._given or header.aggregation
+        return make_aggregator(given, directions=header.directions, attackers=header.attackers)
 
     @property
     def state(self) -> State:

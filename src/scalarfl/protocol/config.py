@@ -15,6 +15,7 @@ from scalarfl.errors import InputError, nearest, refused
 from scalarfl.ledger.header import FoundBy, Header
 from scalarfl.noise.table import GENERATORS, Noise
 from scalarfl.protocol.aggregation import AGGREGATIONS, Aggregator, make_aggregator
+from scalarfl.protocol.attacks import ATTACKS
 from scalarfl.protocol.transforms import Transform, described_transforms, make_transforms
 
 LARGE = 2**31
@@ -31,6 +32,11 @@ SAME_NUMBERS = {"forward", "central", "exact"}
 
 def _known(name: str) -> str:
     AGGREGATIONS.find(name)
+    return name
+
+
+def _attack(name: str) -> str:
+    ATTACKS.find(name)
     return name
 
 
@@ -76,7 +82,14 @@ class AgreedFederation(Keys):
     batch_size: int = Field(16, ge=1, lt=LARGE, description="examples in a client's batch")
     aggregation: Annotated[str, AfterValidator(_known)] = Field(
         "mean",
-        description='"mean", "weighted" (by number of examples), "clip" (to the running median norm), "file.py:Rule"',
+        description='"mean", "weighted" (by number of examples), "file.py:Rule"; against false scalars "nnm-trim", '
+        '"trimmed-mean", "median", "clip" (to the running median norm)',
+    )
+    attackers: int = Field(
+        0,
+        ge=0,
+        lt=LARGE,
+        description="F, clients of a cohort that may send false scalars: what the aggregation is to withstand",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
 
@@ -195,6 +208,12 @@ class RunFederation(Keys):
     """A run's settings in a recipe's table [federation]."""
 
     rounds: int = Field(1000, ge=0, lt=LARGE, description="R, number of rounds")
+    attack: Annotated[str, AfterValidator(_attack)] | None = Field(
+        None,
+        examples=["alie"],
+        description='what attackers of a simulation do: "sign-flip", "ipm", "boost", "alie", "alie-against", '
+        '"gaussian", "mimic", "label-flip", "file.py:Attack"; left out: there are none',
+    )
 
 
 class RunMethod(Keys):
@@ -254,6 +273,7 @@ class Keywords(TypedDict, total=False):
     local_steps: int
     batch_size: int
     aggregation: "str | Aggregator"
+    attackers: int
     seed: int
     mu: float
     perturbations: int
@@ -263,6 +283,7 @@ class Keywords(TypedDict, total=False):
     transforms: list[str | dict[str, Any]] | None
     noise: Noise
     rounds: int
+    attack: str | None
     lr: float
     local_lr: float
     local_optimizer: LocalOptimizer

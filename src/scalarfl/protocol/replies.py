@@ -59,6 +59,11 @@ class Replies(Generic[T, V]):
             self.unusable.add(client)
             raise
 
+    def withdraw(self, client: str) -> None:
+        """Take a reply back that counted when it came."""
+        del self.sound[client]
+        self.unusable.add(client)
+
 
 def measurement(reply: Measured) -> Measured:
     """What counts of a measurement: all of it. Raises ProtocolError that says why it does not count."""

@@ -143,6 +143,8 @@ class RoundLoop(Rounds):
         yield from self._ask(tasks)
         self.bytes_up += server.moved.get("up", 0) - up
         self.bytes_down += server.moved.get("down", 0) - down
+        for client, reason in server.sift().items():
+            self._refuse(client, reason)
         missing = tasks.keys() - server.sound
         if not server.settled(self.policy.quorum):
             fields = {"round": self.rounds, "replies": len(tasks) - len(missing), "asked": len(tasks)}
@@ -239,6 +241,11 @@ class RoundLoop(Rounds):
     def _judge(self, client: str, message: bytes) -> None:
         """Let the server validate a reply."""
         reason = self.server.receive(client, message)
-        if reason is not None and not self.server.shared:
+        if reason is not None:
+            self._refuse(client, reason)
+
+    def _refuse(self, client: str, reason: str) -> None:
+        """Log why a reply does not count."""
+        if not self.server.shared:
             text = "the reply of '%(client)s' does not count: %(reason)s"
             self.refusals.warn(client, "reply", text, {"reason": reason})

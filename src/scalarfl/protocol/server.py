@@ -195,6 +195,16 @@ class Server:
         opened = self._round or self._evaluation
         return frozenset() if opened is None else frozenset(opened.sound)
 
+    def sift(self) -> dict[str, str]:
+        """Withdraw the open round's replies that are too large beside the others; returns the reasons, by client."""
+        if (opened := self._round) is None:
+            return {}
+        found = self._magnitudes.outliers({client: reply.scalars for client, reply in opened.sound.items()})
+        for client, reason in found.items():
+            opened.withdraw(client)
+            self._tally.reject(client, reason, asked=True)
+        return found
+
     def settled(self, quorum: int = 1) -> bool:
         """Whether the open round can be closed; otherwise it is retried.
 
@@ -220,6 +230,7 @@ class Server:
         opened, header, round_ = self._round, self.ledger.header, self.ledger.rounds
         if opened is None:
             raise ProtocolError("no round is open.")
+        self.sift()
         order = [client for client in opened.asked if client in opened.sound]
         participants = [Participant(client, opened.asked[client], opened.sound[client].examples) for client in order]
         slots, packed, found, after = [], b"", list[float](), None

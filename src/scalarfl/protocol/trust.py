@@ -17,6 +17,10 @@ LARGEST = 1e15
 """No scalar may be larger in magnitude: its square would overflow a method's float32 state."""
 FACTOR = 1e3
 """A scalar may be so many times larger than those that clients usually send."""
+EARLY = 1e6
+"""The same before ``FEWEST`` rounds are on record: slopes may grow fast in the first rounds."""
+MAJORITY = 3
+"""Replies of which one round's median can be believed: of two, either may be the false one."""
 WINDOW, FEWEST = 25, 5
 """Rounds over which "usually" is taken, and rounds without which nothing is usual yet."""
 
@@ -37,12 +41,14 @@ class Magnitudes:
 
     A round's size is ``usual``: a minority of its cohort cannot move it. What clients usually send is the median over
     ``WINDOW`` rounds; the bound is ``FACTOR`` times the highest such median so far, as slopes shrink while a model
-    learns, and a hard batch then has an honest slope as large as in the beginning.
+    learns, and a hard batch then has an honest slope as large as in the beginning. Before there are ``FEWEST`` rounds
+    it is ``EARLY`` times the highest round's size, the round at hand included (``outliers``).
     """
 
     def __init__(self, kinds: int) -> None:
         self._recent: list[deque[float]] = [deque(maxlen=WINDOW) for _ in range(kinds)]
         self._highest = [0.0] * kinds
+        self._first = [0.0] * kinds  # the highest size of a round, until there are enough of them
 
     def note(self, found: Sequence[float]) -> None:
         """Take in the sizes of a round that is on record."""
@@ -50,6 +56,7 @@ class Magnitudes:
             if size > 0:
                 recent = self._recent[kind]
                 recent.append(size)
+                self._first[kind] = max(self._first[kind], size)
                 if len(recent) >= FEWEST:
                     self._highest[kind] = max(self._highest[kind], statistics.median_low(recent))
 
@@ -58,10 +65,34 @@ class Magnitudes:
         finite = np.isfinite(scalars)
         if not finite.all():
             raise ProtocolError(f"{int((~finite).sum())} of {scalars.size} scalars are not finite.")
-        for size, highest in zip(sizes(scalars), self._highest, strict=True):
-            bound = min(LARGEST, FACTOR * highest) if highest else LARGEST
+        for size, highest, first in zip(sizes(scalars), self._highest, self._first, strict=True):
+            bound = min(LARGEST, FACTOR * highest or EARLY * first or LARGEST)
             if size > bound:
-                raise ProtocolError(f"a scalar of {size:.3g} is beyond {bound:.3g} in magnitude.")
+                raise ProtocolError(beyond(size, bound))
+
+    def outliers(self, replies: Mapping[str, Scalars]) -> dict[str, str]:
+        """Clients whose scalars are too large beside the others' of the same round, each with the reason.
+
+        Until there are enough rounds on record, and of ``MAJORITY`` replies or more: then the round's own median is
+        what is known of how large scalars are.
+        """
+        found: dict[str, str] = {}
+        if len(replies) < MAJORITY:
+            return found
+        for kind, own in enumerate(usual(list(replies.values()))):
+            bound = EARLY * max(own, self._first[kind])
+            if own == 0 or self._highest[kind]:
+                continue
+            for client, scalars in replies.items():
+                size = sizes(scalars)[kind]
+                if size > bound:
+                    found[client] = beyond(size, bound)
+        return found
+
+
+def beyond(size: float, bound: float) -> str:
+    """Why a reply is refused."""
+    return f"a scalar of {size:.3g} is beyond {bound:.3g} in magnitude."
 
 
 class Examples:

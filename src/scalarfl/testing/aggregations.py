@@ -85,7 +85,7 @@ class _Contract:
         def run(rounds: int, **more: Any) -> Run:
             return simulate(
                 network(), shards(), cross_entropy, aggregation=rule, rounds=rounds, lr=1e-2, sampled=3,
-                progress=False, **more,
+                attackers=rule.attackers or int(rule.needs_attackers), progress=False, **more,
             )  # fmt: skip
 
         run(3, ledger=tmp_path / "ledger")

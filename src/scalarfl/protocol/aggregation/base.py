@@ -44,6 +44,11 @@ class Aggregator(ABC):
     """One line for lists."""
     source: ClassVar[str]
     """Where the rule was published."""
+    needs_attackers: ClassVar[bool] = False
+    """Whether the rule does nothing before it knows how many clients may lie."""
+
+    attackers: int = 0
+    """F, clients of a cohort that may send false scalars: ``federation.attackers``, set before the first round."""
 
     def init(self) -> State:
         """The state before the first round. By default None: nothing is remembered, and nothing recorded."""
