@@ -12,10 +12,10 @@ from scalarfl import Ledger, Probe, ProtocolError, Replica, Server, make_method
 from scalarfl.ledger.codec import MAX_BYTES, decode, encode
 from scalarfl.ledger.update import Update
 from scalarfl.protocol.client import Client
-from scalarfl.protocol.messages import Hello, RoundReply, RoundTask, Welcome
+from scalarfl.protocol.messages import Hello, HelloOtherwise, RoundReply, RoundTask, Welcome
 from support import Office, cross_entropy, header, network, shards, updates
 
-KINDS = [Update, Hello, Welcome, RoundTask, RoundReply]
+KINDS = [Update, Hello, HelloOtherwise, Welcome, RoundTask, RoundReply]
 
 
 def wire(model: nn.Module, rounds: int = 3, **changes: int) -> tuple[list[int], list[int], int]:

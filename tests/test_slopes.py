@@ -1,22 +1,42 @@
 """How clients find their scalars: exact slopes, projected local training, and clients that differ in it."""
 
 import copy
+import math
+import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from scalarfl import METHODS, InputError, Ledger, Method, Probe, Replica, Server, make_method, simulate
+from scalarfl import (
+    METHODS,
+    InputError,
+    Ledger,
+    Method,
+    Probe,
+    Replica,
+    Server,
+    VerificationError,
+    make_method,
+    simulate,
+)
+from scalarfl.experiment import recipe as recipes, run as runs, run_folder as folder
+from scalarfl.experiment.verify import verify
+from scalarfl.ledger.accounting import backward_passes, forward_passes
 from scalarfl.ledger.header import FoundBy
-from scalarfl.model.gradients import Training
+from scalarfl.model.cost import backward_cost
+from scalarfl.model.gradients import Local, Training
 from scalarfl.model.probe import LossQuery
 from scalarfl.model.selection import Sparse, Trainable
 from scalarfl.noise.table import Noise
 from scalarfl.protocol.client import Client
+from scalarfl.protocol.cohort import Cohort
 from scalarfl.protocol.config import Slopes
+from scalarfl.protocol.party import Party
+from scalarfl.protocol.rounds import Policy, RoundLoop
 from scalarfl.simulation import replay
 from support import cross_entropy, examples, header, network, score, shards
 
@@ -170,10 +190,75 @@ def test_clients_that_differ_in_it_send_equal_scalars_on_a_linear_model() -> Non
     assert np.allclose(sent[0], sent[2], atol=1e-3)
 
 
-def test_other_numbers_are_refused() -> None:
+@pytest.mark.parametrize(("agreed", "slopes"), [("forward", "training"), ("exact", "training"), ("second", "exact")])
+def test_other_numbers_are_refused(agreed: FoundBy, slopes: Slopes) -> None:
     replica = Replica(network(), make_method("decomfl"))
-    with pytest.raises(InputError, match="slopes = 'training'"):
-        Client("a", shards()[0], Probe(replica, cross_entropy), header(replica), 8, slopes="training")
+    with pytest.raises(InputError, match=f"slopes = '{slopes}'"):
+        Client("a", shards()[0], Probe(replica, cross_entropy), header(replica, found_by=agreed), 8, slopes=slopes)
+    trained = header(replica, found_by="training")
+    with pytest.raises(InputError, match="only 'sgd' mixes"):
+        Client("a", shards()[0], Probe(replica, cross_entropy), trained, 8, local=Local(0.1, "adam"), slopes="exact")
+
+
+def test_where_others_train_a_client_sends_the_sum_of_its_slopes() -> None:
+    """The limit of training by SGD as its steps become small, in one unit: on a linear model equal at every step."""
+    data = torch.utils.data.TensorDataset(torch.randn(30, 40, generator=torch.Generator().manual_seed(3)))
+    sent = {}
+    ways: list[Slopes] = ["training", "exact", "difference"]
+    for slopes in ways:
+        made = header(Replica(Line(), make_method("hiso")), mu=1e-2, found_by="training", local_steps=3)
+        replica = Replica(Line(), make_method("hiso"))
+        replica.begin(made.digest())
+        with Ledger.create(None, made) as ledger:
+            server = Server(ledger, lr=0.1, sampled=1)
+            client = Client("a", data, Probe(replica, linear), made, batch_size=10, slopes=slopes)
+            client.welcomed(server.admit(client.hello()))
+            update = server.close_round([("a", client.answer(server.open_round(["a"])["a"]))])
+            sent[slopes] = np.array(update.coefficients)
+            assert sent[slopes].shape == (1, made.perturbations)
+    assert np.allclose(sent["training"], sent["exact"], rtol=1e-4, atol=1e-4)
+    assert np.allclose(sent["training"], sent["difference"], atol=2e-3)
+
+
+def mixed(ledger: Ledger, replica: Replica, rounds: int) -> Server:
+    """Three clients, each with another way, over the simulation's transport."""
+    h = ledger.header
+    if replica.position == 0:
+        replica.begin(h.digest())
+    probe = Probe(replica, cross_entropy)
+    ways: dict[str, Slopes] = {"a": "training", "b": "exact", "c": "difference"}
+    parties = {
+        name: Party(Client(name, data, probe, h, 8, local=Local(0.05), slopes=ways[name]))
+        for name, data in zip(ways, shards(3), strict=True)
+    }
+    server = Server(ledger, lr=0.2, sampled=2, shared=True)
+    RoundLoop(server, Cohort(parties, probe), Policy(rounds, minimum=3, deadline=math.inf)).run()
+    return server
+
+
+@torch.no_grad()
+def test_a_mixed_federation_learns_and_its_record_says_who_used_what(tmp_path: Path) -> None:
+    replica = Replica(network(), make_method("decomfl"))
+    made = header(replica, found_by="training", local_steps=3, perturbations=20)
+    before = score(network()).loss
+    with Ledger.create(tmp_path / "run.sqlite", made) as ledger:
+        mixed(ledger, replica, 10)
+    with Ledger.open(tmp_path / "run.sqlite", write=True) as ledger:  # another server knows it from the record
+        mixed(ledger, replica, 30)
+        own = {"b": "exact", "c": "forward"}
+        replied = []
+        for _, audit in ledger.audits("round"):
+            asked = {name: own[name] for name in audit.cohort if name in own}
+            assert audit.oracles == (asked or None) or audit.admitted
+            replied += [participant.client for participant in audit.participants]
+        assert len(replied) == 60
+        each = {"a": 3 * 3, "b": 3 * 3, "c": 3 * 21}
+        assert forward_passes(ledger) == sum(each[name] for name in replied)
+        assert backward_passes(ledger) == 3 * sum(name != "c" for name in replied)
+        again = Replica(network(), make_method("decomfl"))
+        replay(again, ledger)
+    assert again.digest() == replica.digest()
+    assert score(replica.model).loss < 0.9 * before
 
 
 @pytest.mark.parametrize("slopes", ["exact", "training"])
@@ -227,3 +312,46 @@ def test_what_learns_from_differences_is_refused() -> None:
         simulate(
             network(), shards(), cross_entropy, method="decomfl", rounds=1, slopes="training", trainable=Sparse(0.2)
         )
+
+
+def test_the_cost_of_a_backward_pass_is_measured() -> None:
+    """A loss of which each pass takes a known time; gradients and flags are afterwards as before."""
+    model = Tied()
+    model.out.weight.requires_grad_(False)
+
+    def slow(model: nn.Module, batch: Any) -> torch.Tensor:
+        time.sleep(0.03 if torch.is_grad_enabled() else 0.01)
+        return cross_entropy(model, batch)
+
+    assert backward_cost(model, list(model.inner.parameters()), slow, BATCH) == pytest.approx(2, abs=0.8)
+    assert [p.requires_grad for p in model.parameters()].count(False) == 1
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["decomfl", "fedavg"])
+def test_forward_equivalents_of_a_result(method: str, tmp_path: Path) -> None:
+    """Measured once for a result, which keeps it; verified as what the measurement gives."""
+    slopes = ["method.slopes=exact"] if method == "decomfl" else []
+    made = ["model.name=mlp", "model.hidden=[8]", "task.name=digits", "federation.rounds=3", f"method.name={method}"]
+    recipe = recipes.load(None, [*made, *slopes])
+    result = runs.run(recipe, tmp_path / "run")
+    cost = result["backward_cost"]
+    assert cost >= 0
+    assert result["forward_passes"] == 3 * 2 * 3
+    assert result["forward_equivalents"] == pytest.approx(3 * 2 * (1 + cost))
+    assert runs.run(recipe, tmp_path / "run", resume=True)["backward_cost"] == cost
+    if method == "decomfl":
+        assert "backward_cost" in " ".join(verify(tmp_path / "run").unconfirmed)
+        for key, value in {"forward_equivalents": 1.0, "backward_cost": "cheap"}.items():
+            (tmp_path / "run" / "result.json").unlink()
+            content = {k: v for k, v in result.items() if k != "checksum"} | {key: value}
+            folder.keep_result(tmp_path / "run", content)
+            with pytest.raises(VerificationError, match=key):
+                verify(tmp_path / "run")
+
+
+def test_differences_have_no_backward_pass(tmp_path: Path) -> None:
+    made = ["model.name=mlp", "model.hidden=[8]", "task.name=digits", "federation.rounds=2", "method.name=decomfl"]
+    result = runs.run(recipes.load(None, made), tmp_path / "run")
+    assert result["forward_equivalents"] == result["forward_passes"] == 2 * 2 * 6
+    assert result["backward_cost"] is None

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from scalarfl.errors import LedgerError, VerificationError
-from scalarfl.ledger.accounting import forward_passes, traffic
+from scalarfl.ledger.accounting import backward_passes, forward_passes, traffic
 from scalarfl.ledger.entries import Evaluation
 from scalarfl.ledger.header import Header
 from scalarfl.ledger.store import Ledger
@@ -59,7 +59,9 @@ class Run:
     traffic: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     """(direction, purpose) -> bytes of (payload, serialized), all clients together, over the whole run."""
     forward_passes: int = 0
-    """Forward passes of one batch, over all clients and the whole run."""
+    """Forward passes of one batch, over all clients and the whole run; a backward pass counts as two."""
+    backward_passes: int = 0
+    """Backward passes of one batch among them."""
     stopped: bool = False
     """Whether a callback ended the run."""
     warnings: list[str] = field(default_factory=list)
@@ -222,6 +224,7 @@ def simulate(
             warnings=loop.warnings,
             traffic=traffic(book),
             forward_passes=forward_passes(book),
+            backward_passes=backward_passes(book),
         )
 
 

@@ -3,8 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from scalarfl.baselines import Baseline
 from scalarfl.errors import InputError
 from scalarfl.ledger.entries import Evaluation
+from scalarfl.ledger.header import BACKWARD
+from scalarfl.model.cost import following
 from scalarfl.model.digest import digest_tensors
 from scalarfl.model.selection import Trainable, select
 from scalarfl.noise.directions import Layout
@@ -27,9 +28,6 @@ from scalarfl.protocol.config import Agreed, RunConfig
 from scalarfl.protocol.schedule import Policy, Rounds, Work
 from scalarfl.protocol.server import cohort
 from scalarfl.tasks.objective import Evaluate, Loss, as_score
-
-BACKWARD = 2
-"""What a backward pass counts for, in forward passes."""
 
 
 class DenseConfig(Agreed):
@@ -54,6 +52,8 @@ class DenseRun:
     traffic: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     forward_passes: int = 0
     """A backward pass counts as two."""
+    backward_passes: int = 0
+    """Those of ``forward_passes`` that are backward passes, each counted once here."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -130,8 +130,9 @@ class _Training(Rounds):
     def train(self) -> DenseRun:
         """Train from the checkpoint to the last round; afterwards restore ``requires_grad``."""
         self._restore()
-        with self._gradients():
+        with following(self.model, self.parameters):
             self.run()
+        s = self.config
         return DenseRun(
             model=self.model,
             dimension=self.layout.dimension,
@@ -143,21 +144,9 @@ class _Training(Rounds):
             digest=self._digest(),
             traffic={("up", "round"): (self.bytes_up,) * 2, ("down", "round"): (self.bytes_down,) * 2},
             forward_passes=self.participations * self._passes(),
+            backward_passes=self.participations * s.local_steps if s.method.first_order else 0,
             warnings=self.warnings,
         )
-
-    @contextmanager
-    def _gradients(self) -> Iterator[None]:
-        """Set ``requires_grad`` for exactly the trained parameters."""
-        chosen = {id(parameter) for parameter in self.parameters}
-        before = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-        try:
-            for parameter, _ in before:
-                parameter.requires_grad_(id(parameter) in chosen)
-            yield
-        finally:
-            for parameter, required in before:
-                parameter.requires_grad_(required)
 
     def _down(self, name: str) -> int:
         """Bytes that a client is sent before it trains: the model, or the uploads that it lacks if they are fewer."""

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scalarfl.ledger.accounting import forward_passes, peak_rss_bytes, traffic
+from scalarfl.ledger.accounting import backward_passes, forward_passes, peak_rss_bytes, traffic
 from scalarfl.ledger.entries import Evaluation
+from scalarfl.ledger.header import BACKWARD
 from scalarfl.ledger.store import Ledger
 from scalarfl.protocol.schedule import diverged
 from scalarfl.registry import portable
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from scalarfl.simulation import Run
     from scalarfl.tasks.objective import Score
 
-UNCONFIRMED = ("seconds", "peak_rss_bytes")
+UNCONFIRMED = ("seconds", "peak_rss_bytes", "backward_cost")
 """What no ledger can confirm."""
 
 
@@ -28,6 +29,7 @@ class Recorded:
     evaluations: list[Evaluation]
     rounds: int
     forward_passes: int
+    backward_passes: int
     traffic: dict[tuple[str, str], tuple[int, int]]
     digest: str
     head: str
@@ -42,6 +44,7 @@ class Recorded:
             evaluations=ledger.evaluations(),
             rounds=ledger.rounds,
             forward_passes=forward_passes(ledger),
+            backward_passes=backward_passes(ledger),
             traffic=traffic(ledger),
             digest=digest,
             head=ledger.head.hex(),
@@ -51,12 +54,17 @@ class Recorded:
 
 
 def summary(
-    keys: Mapping[str, Any], finished: "Run | DenseRun | Recorded", metric: str, test: "Score | None"
+    keys: Mapping[str, Any],
+    finished: "Run | DenseRun | Recorded",
+    metric: str,
+    test: "Score | None",
+    backward_cost: float | None = None,
 ) -> dict[str, Any]:
     """The content of ``result.json`` but its checksum; bytes are means per client over the run.
 
     keys: the recipe's, named like ``method.lr``. test: the final model's score on the test examples, where the curve
-    was measured on others; None if the curve's last point is that score.
+    was measured on others; None if the curve's last point is that score. backward_cost: of a backward pass, in forward
+    passes, where it was measured (``model.cost``).
     """
     clients = keys["federation.clients"]
     scores = finished.evaluations
@@ -74,6 +82,8 @@ def summary(
         "lr": keys["method.lr"],
         "rounds": finished.rounds,
         "forward_passes": finished.forward_passes,
+        "forward_equivalents": equivalents(finished.forward_passes, finished.backward_passes, backward_cost),
+        "backward_cost": backward_cost,
         "metric": metric,
         "accuracy": last.accuracy,
         "best_accuracy": top.accuracy,
@@ -91,6 +101,13 @@ def summary(
         "ledger_head": finished.head,
         "diverged": finished.diverged,
     }
+
+
+def equivalents(forward: int, backward: int, cost: float | None) -> float | None:
+    """``forward_passes`` in which a backward pass counts as ``cost`` and not as two; None if that was not measured."""
+    if not backward:
+        return float(forward)
+    return None if cost is None else forward + (cost - BACKWARD) * backward
 
 
 def best(scores: Sequence[Evaluation]) -> Evaluation:

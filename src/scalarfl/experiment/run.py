@@ -21,7 +21,10 @@ from scalarfl.experiment.result import summary
 from scalarfl.experiment.run_folder import CHECKPOINT, CURVE, LEDGER, RECIPE, RESULT, load_result, open_ledger
 from scalarfl.experiment.verify import Verified, load_recipe, rebuild, verify
 from scalarfl.ledger import database, settings
+from scalarfl.model.cost import backward_cost
+from scalarfl.model.selection import select
 from scalarfl.protocol.callbacks import Callback, Callbacks, Progress, ends, together
+from scalarfl.protocol.client import drawn
 from scalarfl.simulation import Opener, Run, simulate
 from scalarfl.tasks import ExampleSet, Task
 from scalarfl.tasks.objective import Score
@@ -117,7 +120,8 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, callbacks: Callbacks
         validated = recipe.task.validation > 0
         test = prepared.measure_test() if validated else None
         warnings += finished.warnings
-        result = summary(recipe.keys, finished, prepared.task.metric, test)
+        cost = _backward_cost(prepared, out) if finished.backward_passes else None
+        result = summary(recipe.keys, finished, prepared.task.metric, test, cost)
         if isinstance(finished, Run) and finished.warnings and result["best_round"] > 0:
             command = f"scalarfl export {shlex.quote(str(out))} DIR --round best"
             warnings.append(warn(f"the best model is that of round {result['best_round']}: `{command}` writes it."))
@@ -125,6 +129,18 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, callbacks: Callbacks
         result = folder.keep_result(out, result)
         _draw(result, out)
     return result
+
+
+def _backward_cost(prepared: Prepared, out: Path) -> float:
+    """What a backward pass costs on a client's first batch, in forward passes; measured once for a result."""
+    earlier = (load_result(out) or {}).get("backward_cost")
+    if earlier is not None:
+        return float(earlier)
+    name, data = next(iter(prepared.clients.items()))
+    federation = prepared.recipe.federation
+    batch = drawn(data, federation.batch_size, federation.seed, name, 0, 0)
+    trained = [part.parameter for part in select(prepared.model, prepared.trainable)]
+    return backward_cost(prepared.model, trained, prepared.task.loss, batch)
 
 
 def _check_folder(recipe: Recipe, out: Path, resume: bool) -> None:

@@ -163,7 +163,10 @@ def _check_result(result: dict[str, Any], recorded: Recorded, prepared: Prepared
         raise VerificationError(f"{RESULT} has no {CHECKSUM}.")
     validated = prepared.validation is not None
     test = prepared.measure_test() if validated else None
-    derived = summary(prepared.recipe.keys, recorded, prepared.task.metric, test)
+    cost = result.get("backward_cost")
+    if cost is not None and not (isinstance(cost, int | float) and 0 <= cost < math.inf):
+        raise VerificationError(f"{RESULT} claims backward_cost = {shown(cost)}; expected a number, 0 or more.")
+    derived = summary(prepared.recipe.keys, recorded, prepared.task.metric, test, cost)
     for key in sorted(result.keys() - derived.keys() - {CHECKSUM, "warnings"}):
         raise VerificationError(f"{RESULT} has an unknown key, {key}.")
     slack = {} if test is None else {"test_accuracy": 1.5 / test.examples, "test_loss": 1e-3 * abs(test.loss)}
@@ -186,7 +189,7 @@ def close(claimed: float, value: float, slack: float) -> bool:
 
 def _unconfirmed(recipe: Recipe, ledger: Ledger, result: dict[str, Any] | None) -> Iterator[str]:
     if result is not None:
-        yield f"{' and '.join(UNCONFIRMED)} stand in {RESULT} alone; no ledger can confirm them"
+        yield f"{', '.join(UNCONFIRMED)} stand in {RESULT} alone; no ledger can confirm them"
     if ledger.settings is None:
         on_record = {*Header.__struct_fields__, *type(recipe.method.own).model_fields, "name", "lr"}
         rest = [

@@ -1,8 +1,10 @@
 """What a run cost: from its ledger bytes moved and forward passes, and this process's memory."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
+from scalarfl.ledger.header import FOLLOWED, losses
 from scalarfl.ledger.store import Ledger
 
 
@@ -18,12 +20,27 @@ def traffic(ledger: Ledger) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def forward_passes(ledger: Ledger) -> int:
-    """Losses evaluated for all rounds on record, one batch each: ``Header.losses`` for each client that replied."""
-    replied = 0
+    """Forward passes of one batch for all rounds on record, over all clients that replied.
+
+    A backward pass counts as two.
+    """
+    h = ledger.header
+    return sum(count * h.local_steps * losses(h.perturbations, way) for way, count in _replied(ledger).items())
+
+
+def backward_passes(ledger: Ledger) -> int:
+    """Backward passes of one batch for all rounds on record; each is counted as two in ``forward_passes``."""
+    return sum(count for way, count in _replied(ledger).items() if way in FOLLOWED) * ledger.header.local_steps
+
+
+def _replied(ledger: Ledger) -> Counter[str]:
+    """Replies of all rounds on record, by how the client found its scalars."""
+    replied: Counter[str] = Counter()
     for _, audit in ledger.audits("round"):
-        unsound = {rejection.client for rejection in audit.rejected} & set(audit.cohort)
-        replied += len(unsound.union(participant.client for participant in audit.participants))
-    return ledger.header.losses * replied
+        clients = {rejection.client for rejection in audit.rejected} & set(audit.cohort)
+        clients.update(participant.client for participant in audit.participants)
+        replied.update((audit.oracles or {}).get(client, ledger.header.found_by) for client in clients)
+    return replied
 
 
 def peak_rss_bytes() -> int:

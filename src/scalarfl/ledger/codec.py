@@ -51,7 +51,8 @@ def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
 
 def claims(data: bytes, kind: type[msgspec.Struct]) -> bool:
     """Whether the data say that they are such a message: an array of fewer than 16 elements, its tag the first."""
-    return len(data) > 1 and data[0] >> 4 == 9 and data[1] == kind.__struct_config__.tag
+    tags = [one.__struct_config__.tag for one in (kind, *kind.__subclasses__())]
+    return len(data) > 1 and data[0] >> 4 == 9 and data[1] in tags
 
 
 def pack(scalars: npt.NDArray[np.float32]) -> bytes:

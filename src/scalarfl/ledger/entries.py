@@ -55,6 +55,9 @@ class Audit(msgspec.Struct, array_like=True, frozen=True):
     """``trust.usual`` of a round's replies; empty if none counted, and in ledgers of version 0.1."""
     aggregator: Any = None
     """What the aggregator remembers after the round. Left out of the record where None."""
+    oracles: dict[str, str] | None = None
+    """How clients find their scalars that do it otherwise than the header says (``header.FoundBy``): of the cohort, and
+    of the admitted. Left out of the record where None."""
 
     def encoded(self) -> bytes:
         """MessagePack."""
@@ -78,6 +81,8 @@ class Evaluation(msgspec.Struct, array_like=True, frozen=True):
 
 
 def _encoded(entry: msgspec.Struct) -> bytes:
-    """MessagePack, without the last field where it is None."""
+    """MessagePack, without the last fields where they are None."""
     fields = msgspec.structs.astuple(entry)
-    return msgspec.msgpack.encode(fields[:-1] if fields[-1] is None else fields)
+    while fields[-1] is None:
+        fields = fields[:-1]
+    return msgspec.msgpack.encode(fields)

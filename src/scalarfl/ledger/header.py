@@ -17,6 +17,14 @@ FoundBy = Literal["forward", "central", "second", "exact", "training"]
 backward pass; or as the projection of the move over all local steps."""
 
 
+FOLLOWED: tuple[FoundBy, ...] = ("exact", "training")
+"""The ways that take backward passes."""
+
+
+BACKWARD = 2
+"""What a backward pass counts for in ``forward_passes``."""
+
+
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The federation's agreed settings. Its digest is the first link of both hash chains."""
 
@@ -110,6 +118,6 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def losses(perturbations: int, found_by: str) -> int:
-    """Forward passes of one batch that a local step takes; a backward pass counts as two."""
+    """Forward passes of one batch that a local step takes; a backward pass counts as ``BACKWARD``."""
     known = {"forward": perturbations + 1, "central": 2 * perturbations, "second": 2 * perturbations + 1}
-    return known.get(found_by, 3)
+    return known.get(found_by, 1 + BACKWARD)

@@ -12,16 +12,16 @@ A client still sends one scalar per direction, so messages, ledger, replay and m
 Sums may differ in the last bit between devices: they are measurements, like losses.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scalarfl.errors import InputError
+from scalarfl.model.cost import following
 from scalarfl.model.overlay import Overlay
 from scalarfl.model.replica import Replica, sliced
 from scalarfl.noise.kernels import for_each_block
@@ -75,10 +75,10 @@ class Gradients:
 
             return hook
 
-        with self._following() as parameters:
+        with following(self.replica.model, self.replica.parameters):
             hooks = [
                 p.register_post_accumulate_grad_hook(passed(index))  # type: ignore[no-untyped-call]
-                for index, p in enumerate(parameters)
+                for index, p in enumerate(self.replica.parameters)
             ]
             try:
                 with self.overlay.whole(weights):
@@ -96,8 +96,8 @@ class Gradients:
             raise InputError("slopes = 'training': an optimizer would move masked weights too; use 'exact'.")
         there = [x.clone() for x in start]
         first = np.nan
-        with self._following() as parameters, self.overlay.whole(there):
-            optimizer = OPTIMIZERS[asked.optimizer](parameters, lr=asked.lr)  # type: ignore[call-arg]
+        with following(replica.model, replica.parameters), self.overlay.whole(there):
+            optimizer = OPTIMIZERS[asked.optimizer](replica.parameters, lr=asked.lr)  # type: ignore[call-arg]
             for number, batch in enumerate(asked.batches):
                 optimizer.zero_grad()
                 loss = self._loss(batch)
@@ -141,21 +141,3 @@ class Gradients:
         for start in sorted(found):
             total += found[start]
         return total
-
-    @contextmanager
-    def _following(self) -> Iterator[list[nn.Parameter]]:
-        """Enable autograd for the trained parameters only; restore everything afterwards."""
-        parameters = list(self.replica.model.parameters())
-        before = [(p, p.requires_grad, p.grad) for p in parameters]
-        trained = self.replica.parameters
-        chosen = {id(p) for p in trained}
-        try:
-            for p in parameters:
-                p.grad = None
-                p.requires_grad_(id(p) in chosen)
-            with torch.enable_grad():
-                yield trained
-        finally:
-            for p, required, gradient in before:
-                p.requires_grad_(required)
-                p.grad = gradient

@@ -18,7 +18,16 @@ from scalarfl.model.gradients import Local, Training
 from scalarfl.model.probe import LossQuery, Probe, Question, Walk
 from scalarfl.noise.seeds import generator
 from scalarfl.protocol.config import Slopes, own_way
-from scalarfl.protocol.messages import PROTOCOL, Hello, Measure, Measured, RoundReply, RoundTask, Welcome
+from scalarfl.protocol.messages import (
+    PROTOCOL,
+    Hello,
+    HelloOtherwise,
+    Measure,
+    Measured,
+    RoundReply,
+    RoundTask,
+    Welcome,
+)
 from scalarfl.protocol.transforms import Context, Scalars, make_transforms, transformed
 from scalarfl.tasks.objective import Evaluate, as_score
 
@@ -65,15 +74,16 @@ class Client:
         self.transforms = make_transforms(header.transforms)
         self.local = local or Local()
         """The optimizer of projected local training; clients may differ."""
-        self.slopes = header.found_by if slopes is None else own_way(slopes, header.found_by)
+        self.slopes = header.found_by if slopes is None else own_way(slopes, header.found_by, self.local.optimizer)
         """How this client finds its scalars: as in the header, or another way to the same numbers."""
 
     def hello(self) -> bytes:
         """The handshake's request: the client's name, its contract, its position."""
-        replica = self.probe.replica
-        return encode(
-            Hello(PROTOCOL, self.name, **self.header.contract(), position=replica.position, trail=replica.trail[:8])
-        )
+        replica, h = self.probe.replica, self.header
+        hello = Hello(PROTOCOL, self.name, **h.contract(), position=replica.position, trail=replica.trail[:8])
+        if self.slopes == h.found_by:
+            return encode(hello)
+        return encode(HelloOtherwise(**msgspec.structs.asdict(hello), found_by=self.slopes))
 
     def welcomed(self, answer: bytes) -> int:
         """Read the server's answer; returns the number of rounds on its ledger."""
@@ -100,33 +110,40 @@ class Client:
 
         h = self.header
         own = range(task.slot * h.perturbations, (task.slot + 1) * h.perturbations)
-        scalars = np.empty(h.shape, dtype=np.float32)
-        if self.slopes == "training":
-            batches = tuple(self.batch(task.round, step) for step in range(h.local_steps))
-            _, *projections = yield Training(task.seed, own, batches, *self.local)
-            scalars[0, 0] = _float32(projections)
-            scalars[0] = self._transformed(scalars[0], task.round, 0)
-            return encode(RoundReply(self.name, task.round, len(self.data), pack(scalars)))
+        scalars = np.zeros(h.shape, dtype=np.float32)
+        batches = (self.batch(task.round, step) for step in range(h.local_steps))
         walk: Walk = ()
-        for step in range(h.local_steps):
-            # f(x_k + mu z_p) for every direction, all on one batch, beside f(x_k) or f(x_k - mu z_p)
-            asked = LossQuery(task.seed, task.lr, h.mu, walk, own, self.batch(task.round, step))
-            if self.slopes == "exact":
-                _, *exact = yield asked._replace(exact=True)
-                scalars[step, 0] = _float32(exact)
-            elif self.slopes == "forward":
-                at_x, *ahead = yield asked
-                scalars[step, 0] = _float32(ahead, at_x, h.mu)
-            else:
-                ahead = yield asked._replace(bare=h.kinds == 1)
-                behind = yield asked._replace(bare=True, mu=-h.mu)
-                if h.kinds == 2:
-                    at_x, *ahead = ahead
-                    scalars[step, 1] = _bends(ahead, at_x, behind, h.mu)
-                scalars[step, 0] = _float32(ahead, behind, 2 * h.mu)
-            scalars[step] = self._transformed(scalars[step], task.round, step)
-            walk += coefficients(scalars[step, :1])
+        if self.slopes == "training":
+            _, *projections = yield Training(task.seed, own, tuple(batches), *self.local)
+            scalars[0, 0] = _float32(projections)
+        elif h.found_by == "training":  # the sum of the slopes at x: what training tends to as its steps become small
+            for batch in batches:
+                scalars[0] += yield from self._slopes(LossQuery(task.seed, task.lr, h.mu, walk, own, batch))
+        else:
+            for step, batch in enumerate(batches):
+                found = yield from self._slopes(LossQuery(task.seed, task.lr, h.mu, walk, own, batch))
+                scalars[step] = self._transformed(found, task.round, step)
+                walk += coefficients(scalars[step, :1])
+        if h.found_by == "training":
+            scalars[0] = self._transformed(scalars[0], task.round, 0)
         return encode(RoundReply(self.name, task.round, len(self.data), pack(scalars)))
+
+    def _slopes(self, asked: LossQuery) -> Generator[Question, list[float], Scalars]:
+        """float32[kinds, P] of one local step, by f(x_k + mu z_p) beside f(x_k) or f(x_k - mu z_p), or by backward."""
+        mu = asked.mu
+        if self.slopes == "exact":
+            _, *exact = yield asked._replace(exact=True)
+            return _float32(exact)[None]
+        if self.slopes == "forward":
+            at_x, *ahead = yield asked
+            return _float32(ahead, at_x, mu)[None]
+        curved = self.header.kinds == 2
+        ahead = yield asked._replace(bare=not curved)
+        behind = yield asked._replace(bare=True, mu=-mu)
+        if not curved:
+            return _float32(ahead, behind, 2 * mu)[None]
+        at_x, *ahead = ahead
+        return np.stack([_float32(ahead, behind, 2 * mu), _bends(ahead, at_x, behind, mu)])
 
     @torch.no_grad()
     def measure(self, message: bytes) -> bytes:

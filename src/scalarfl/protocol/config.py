@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from scalarfl.errors import InputError, nearest, refused
-from scalarfl.ledger.header import FoundBy, Header
+from scalarfl.ledger.header import FOLLOWED, FoundBy, Header
 from scalarfl.noise.table import GENERATORS, Noise
 from scalarfl.protocol.aggregation import AGGREGATIONS, Aggregator, make_aggregator
 from scalarfl.protocol.attacks import ATTACKS
@@ -192,15 +192,22 @@ class FederationConfig(Agreed):
         )
 
 
-def own_way(slopes: Slopes, agreed: FoundBy) -> FoundBy:
+def own_way(slopes: Slopes, agreed: FoundBy, optimizer: LocalOptimizer | str = "sgd") -> FoundBy:
     """How a client finds its scalars if it differs from its federation.
 
-    Raises InputError if the numbers would differ.
+    In a federation that trains, another client sends the sum of its slopes at x over its local_steps batches: the unit
+    of a move by SGD, divided by the learning rate. The reverse is impossible: tau local steps have directions of their
+    own, and a whole move is not the sum of any tau vectors along them.
+    optimizer: the recipe's local_optimizer. Raises InputError if the numbers would differ.
     """
-    by_losses: FoundBy = "forward" if agreed in ("exact", "training") else agreed
+    by_losses: FoundBy = "forward" if agreed in FOLLOWED else agreed
     way = by_losses if slopes == BY_LOSSES else slopes
-    if way != agreed and not {way, agreed} <= SAME_NUMBERS:
-        raise InputError(f"slopes = '{slopes}': other numbers than this federation's scalars, which are '{agreed}'.")
+    known = SAME_NUMBERS | ({"training"} if agreed == "training" and optimizer == "sgd" else set())
+    if way != agreed and not {way, agreed} <= known:
+        raise InputError(
+            f"slopes = '{slopes}': other numbers than this federation's scalars, which are '{agreed}'"
+            + (f" by local_optimizer = '{optimizer}'; only 'sgd' mixes." if agreed == "training" else ".")
+        )
     return way
 
 

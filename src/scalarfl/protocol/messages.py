@@ -11,6 +11,7 @@ import msgspec
 
 from scalarfl.errors import ProtocolError
 from scalarfl.ledger.codec import Count, Name, Seed, Short, claims, decode, encode
+from scalarfl.ledger.header import FoundBy
 
 PROTOCOL = 2
 """Version of the message schema; a party with another version is refused at the handshake."""
@@ -37,6 +38,12 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=
     """Rounds the client's replica has applied."""
     trail: Short
     """First 8 bytes of the chain over the updates it has applied."""
+
+
+class HelloOtherwise(Hello, frozen=True, tag=12):
+    """Of a client that finds its scalars otherwise than the header says."""
+
+    found_by: FoundBy
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=3):

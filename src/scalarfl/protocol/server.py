@@ -69,6 +69,7 @@ class Server:
         self._tally = Tally()
         self._magnitudes = Magnitudes(ledger.header.kinds)
         for round_, audit in ledger.audits():
+            self._tally.recall(audit)
             for admission in audit.admitted:
                 self._positions[admission.client] = admission.position
             for participant in audit.participants:
@@ -85,7 +86,7 @@ class Server:
         check(hello, self._contract, self.ledger)
         self._positions[hello.client] = hello.position
         answer = encode(Welcome(PROTOCOL, self.ledger.rounds))
-        self._tally.admit(hello.client, hello.position)
+        self._tally.admit(hello.client, hello.position, getattr(hello, "found_by", None))
         self._tally.count(hello.client, "up", "handshake", 0, len(message))
         self._tally.count(hello.client, "down", "handshake", 0, len(answer))
         return answer

@@ -29,11 +29,24 @@ class Tally:
         self._admitted: dict[str, int] = {}
         self._rejected: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._strangers: set[str] = set()
+        self._oracles: dict[str, str] = {}
         self._traffic: Counter[tuple[str, Direction, Purpose, str]] = Counter()
 
-    def admit(self, client: str, position: int) -> None:
-        """Note a hello; each client's latest one is kept."""
+    def admit(self, client: str, position: int, found_by: str | None = None) -> None:
+        """Note a hello; each client's latest one is kept.
+
+        found_by: how the client finds its scalars, where not as the header says.
+        """
         self._admitted[client] = position
+        self._oracles.pop(client, None)
+        if found_by is not None:
+            self._oracles[client] = found_by
+
+    def recall(self, audit: Audit) -> None:
+        """Restore how clients find their scalars from an audit."""
+        for admission in audit.admitted:
+            self._oracles.pop(admission.client, None)
+        self._oracles |= audit.oracles or {}
 
     def reject(self, client: str, reason: str, *, asked: bool) -> None:
         """Note a reply that does not count. asked: whether the client was asked for one."""
@@ -67,6 +80,7 @@ class Tally:
         admitted, self._admitted = self._admitted, {}
         rejected, self._rejected = self._rejected, defaultdict(Counter)
         self._strangers = set()
+        named = {*cohort, *admitted}
         return Audit(
             admitted=[Admission(*entry) for entry in sorted(admitted.items())],
             cohort=list(cohort),
@@ -82,6 +96,7 @@ class Tally:
             ],
             sizes=list(sizes),
             aggregator=aggregator,
+            oracles={client: way for client, way in sorted(self._oracles.items()) if client in named} or None,
         )
 
     def _named(self, stranger: str) -> str:

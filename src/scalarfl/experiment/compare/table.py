@@ -56,6 +56,7 @@ def _method(found: Comparison, contender: Contender, out: Path) -> Summary:
         "test_loss": spread([run["test_loss"] for run in runs]),
         "best": spread([run["best_accuracy"] for run in runs]),
         "forward_passes": fmean(run["forward_passes"] for run in runs),
+        "forward_equivalents": _mean([run.get("forward_equivalents") for run in runs]),
         "bytes_up": fmean(run["serialized_bytes_up"] for run in runs),
         "bytes_down": fmean(run["serialized_bytes_down"] for run in runs),
         "seconds": fmean(run["seconds"] for run in runs),
@@ -73,6 +74,12 @@ def spread(values: Sequence[float | None]) -> Summary | None:
     if not known:
         return None
     return {"mean": fmean(known), "deviation": stdev(known) if len(known) > 1 else None, "values": known}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None if one of them is missing."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def _finite(value: float) -> float | None:
@@ -200,12 +207,13 @@ def tables(summary: Summary) -> Iterator[Columns]:
     )
     yield Columns(
         "Cost of a run: forward passes of all clients, bytes per client.",
-        ("method", "rounds", "forward passes", "bytes up", "bytes down", "seconds"),
+        ("method", "rounds", "forward passes", "equivalents", "bytes up", "bytes down", "seconds"),
         [
             (
                 one["method"],
                 f"{one['rounds']:,}",
                 f"{one['forward_passes']:,.0f}",
+                "-" if one.get("forward_equivalents") is None else f"{one['forward_equivalents']:,.0f}",
                 size(one["bytes_up"]),
                 size(one["bytes_down"]),
                 duration(one["seconds"]),
@@ -233,7 +241,10 @@ def described(summary: Summary) -> Iterator[str]:
         )
     yield f"{summary['task']}, {summary['model']}; test {summary['metric']} at the end of a run (mean ± deviation)."
     yield f"{how} Reported: {_seeds(summary['seeds'])}."
-    yield "Bytes are means per client over the run, as serialized. A backward pass counts as two forward passes."
+    yield (
+        "Bytes are means per client over the run, as serialized. A backward pass counts as two forward passes, "
+        "and in equivalents as what it cost on this machine."
+    )
 
 
 def _seeds(seeds: Sequence[int]) -> str:
