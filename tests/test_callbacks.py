@@ -13,6 +13,7 @@ from scalarfl import EarlyStopping, InputError, LedgerError, Progress, Run, Scor
 from scalarfl.cli import commands as cli
 from scalarfl.experiment import recipe as recipes, run
 from scalarfl.ledger.entries import Evaluation
+from scalarfl.ledger.store import Ledger
 from scalarfl.protocol.callbacks import fallen, together
 from scalarfl.tasks.base import ArrayTask
 from support import RECIPE, cross_entropy, network, score, shards
@@ -66,6 +67,40 @@ def test_early_stopping_ends_after_so_many_evaluations_without_progress() -> Non
     losses = iter([3.0, 2.0, 1.99, 1.98, 1.0])
     found = small(20, evaluate=lambda model: next(losses), evaluate_every=1, callbacks=EarlyStopping(2, "loss", 0.1))
     assert found.rounds == 3
+
+
+@pytest.mark.parametrize("by_clients", [False, True])
+def test_patience_ends_a_run_for_good_and_is_on_record(by_clients: bool, tmp_path: Path) -> None:
+    names = list(map(str, range(len(shards()))))
+    clients = dict(zip(names, shards(), strict=True))
+
+    def judged(*values: float) -> dict[str, Any]:
+        scores = {name: iter(values) for name in names}
+        by_name = {name: lambda model, own=own: Score(1.0, next(own), 5) for name, own in scores.items()}
+        return {"evaluate": by_name if by_clients else by_name["0"], "patience": 2, "evaluate_every": 2}
+
+    def ran(rounds: int, *values: float, **more: Any) -> Run:
+        ways = judged(*values) | {"perturbations": 2, "batch_size": 8, "ledger": tmp_path / "ledger.sqlite"} | more
+        return simulate(network(), clients, cross_entropy, rounds=rounds, **ways)
+
+    found = ran(20, 0.1, 0.5, 0.4, 0.5, 0.9)
+    assert (found.rounds, found.stopped) == (6, False)
+    with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
+        assert ledger.settings is not None
+        assert ledger.settings["patience"] == 2
+    again = ran(30, 0.9, resume=True)
+    assert (again.rounds, again.digest) == (6, found.digest)
+    with pytest.raises(InputError, match="patience"):
+        ran(30, 0.9, resume=True, patience=3)
+    with pytest.raises(InputError, match="patience = 1: it needs evaluate"):
+        small(evaluate=None, patience=1)
+
+
+def test_a_measurement_at_a_callback_s_stop_does_not_count(tmp_path: Path) -> None:
+    """Else a run that was stopped and continued would end earlier than one that was not."""
+    ways: dict[str, Any] = {"patience": 2, "evaluate": lambda model: 1.0, "ledger": tmp_path / "ledger.sqlite"}
+    assert small(callbacks=at(1), **ways).rounds == 1
+    assert small(resume=True, **ways).rounds == small(**ways | {"ledger": None}).rounds == 4
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ HUB: dict[str, dict[str, Any]] = {
 
 
 def wanted(name: str = "own", **changes: Any) -> Any:
-    keys = ("data_dir", "file", "test_file", "labels", "label_words", "label_sentences", "prompt")
+    keys = ("data_dir", "file", "test_file", "columns", "labels", "label_words", "label_sentences", "prompt", "metric")
     return SimpleNamespace(**(dict.fromkeys(keys) | {"name": name, "test_fraction": 0.25} | changes))
 
 
@@ -270,6 +270,41 @@ def test_ones_own_texts(suffix: str, tmp_path: Path) -> None:
     assert source.train[0].prompt == f"{source.train[0].parts[0]} It was"
     again = collect(wanted(file=str(path), prompt="{text} It was"))
     assert again.test == source.test
+
+
+PAIRS = [{"a": f"one {n}", "b": "two {text}", "gold": n % 2} for n in range(8)]
+NAMES = {"text": "a", "text_pair": "b", "label": "gold"}
+
+
+def test_columns_of_other_names_and_pairs_of_texts(tmp_path: Path) -> None:
+    path = put(tmp_path / "mine.jsonl", PAIRS)
+    source = collect(wanted(file=str(path), columns=NAMES, prompt="{text} / {text_pair}?"))
+    row = source.train[0]
+    assert (row.parts[1], row.prompt) == ("two {text}", f"{row.parts[0]} / two {{text}}?")
+    assert source.words == ("0", "1")
+    plain = collect(wanted(file=str(path), columns=NAMES)).train[0]
+    assert plain.prompt == f"{plain.parts[0]}\ntwo {{text}}\nLabel:"
+    ours = put(tmp_path / "ours.jsonl", [{"text": "x", "text_pair": "y", "label": n % 2} for n in range(4)])
+    assert collect(wanted(file=str(ours))).train[0].parts == ("x", "y")
+    asked = put(tmp_path / "asked.jsonl", [{"q": "x", "a": "y"}] * 4)
+    source = collect(wanted(file=str(asked), columns={"prompt": "q", "completion": "a"}, metric="f1"))
+    assert (source.train[0].answers, source.metric) == (("y",), "f1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"columns": NAMES | {"label": "golf"}}, r"has no column 'golf' \(task.columns: label\); did you mean 'gold'"),
+        ({"columns": NAMES, "prompt": "{text}?"}, r"it must contain \{text_pair\}, the place of the column 'b'"),
+        ({"columns": NAMES, "metric": "f1"}, "task.metric = 'f1': only for prompts and completions"),
+        ({"columns": NAMES, "labels": ["0", "2"]}, "'gold' is 1; accepted: 0, 2"),
+        ({}, "its columns are a, b, gold; accepted: .* task.columns maps other names"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    path = put(tmp_path / "mine.jsonl", PAIRS)
+    with pytest.raises(InputError, match=says):
+        collect(wanted(file=str(path), **changes))
 
 
 def test_labels_may_be_true_and_false(tmp_path: Path) -> None:

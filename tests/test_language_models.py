@@ -1,5 +1,6 @@
 """The whole path on tiny models of every architecture: recipe, run, verify, export, the exported model's logits."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import tiny
 from scalarfl import language
 from scalarfl.experiment import export, prepare, recipe as recipes, run
+from scalarfl.language import task
 
 pytestmark = pytest.mark.skipif(
     find_spec("transformers") is None or find_spec("peft") is None, reason="needs the extra llm"
@@ -85,3 +87,22 @@ def test_lora_trains_adapters_and_shares_the_rest(tiny_models: dict[str, Path], 
     for name, parameter in loaded.model.named_parameters():
         assert parameter.data_ptr() == before[name][0]
         assert torch.equal(parameter, before[name][1])
+
+
+@pytest.mark.parametrize("metric", ["f1", "exact_match"])
+def test_own_completions_are_scored_by_what_is_generated(
+    metric: str, tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole answers, of several lines too; a network's server knows the score's name without examples."""
+    rows = [{"prompt": "the film is", "completion": "good\nand great"}] * 10
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    about = {"name": "own", "file": str(tmp_path / "mine.jsonl"), "metric": metric}
+    recipe = recipes.parse({"model": {"name": str(tiny_models["opt"]), "device": "cpu"}, "task": about})
+    prepared = prepare.prepare(recipe)
+    untrained = prepared.measure_test()
+    assert untrained.metrics is not None
+    assert set(untrained.metrics) == {"f1", "exact_match"}
+    assert untrained.accuracy == untrained.metrics[metric]
+    monkeypatch.setattr(task, "_generated", lambda model, head, prompts, ends: [" Good\nand great. "] * len(prompts))
+    assert prepared.measure_test().accuracy == 1.0
+    assert language.collect(recipe.task.model_copy(update={"file": None}), examples=False).metric == metric

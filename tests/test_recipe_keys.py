@@ -47,6 +47,8 @@ def kinds(annotation: Any) -> Iterator[str]:
         (element,) = get_args(annotation)
         several = {str: "text", str | dict[str, Any]: "text or tables"}
         yield f"list of {several.get(element, 'whole numbers')}"
+    elif get_origin(annotation) is dict:
+        yield "table of names"
     elif get_origin(annotation) is Annotated:
         yield from kinds(get_args(annotation)[0])
     else:

@@ -149,3 +149,15 @@ def test_the_split_of_files_is_each_clients_own() -> None:
         assert sorted([*kept[name], *held_out[name]]) == own.tolist()
     with pytest.raises(InputError, match=r"task\.validation = 0\.1: 1 training example .*'beta'"):
         prepare.split(recipe, 21, {"alpha": np.arange(20), "beta": np.arange(20, 21)})
+
+
+def test_what_is_exported_is_the_best_on_the_validation_rows(tmp_path: Path) -> None:
+    """Unless another round is named; without validation rows the last, which no score has chosen."""
+    run.run(loaded(tmp_path, "task.validation=0.1"), tmp_path / "run")
+    result = run.load_result(tmp_path / "run")
+    assert result is not None
+    taken = export.export(tmp_path / "run", tmp_path / "best")
+    assert (taken.rounds, taken.of) == (result["best_round"], result["rounds"])
+    assert export.export(tmp_path / "run", tmp_path / "last", at="last").digest == result["digest"]
+    run.run(loaded(tmp_path), tmp_path / "plain")
+    assert export.export(tmp_path / "plain", tmp_path / "out").rounds == result["rounds"]

@@ -13,8 +13,7 @@ import torch
 
 from scalarfl import InputError, Ledger, Replica, VerificationError, make_method
 from scalarfl.experiment import prepare, recipe as recipes, report, run, run_folder as folder
-from scalarfl.experiment.result import best
-from scalarfl.ledger.entries import Evaluation
+from scalarfl.ledger.entries import Evaluation, best
 from scalarfl.model import snapshot
 from support import RECIPE, network, updates
 from test_cli import contents, refused, scalarfl
@@ -177,10 +176,10 @@ def test_the_best_round_is_named_and_can_be_exported(
     base = prepare.load_model(recipes.load(finished / "r.toml")).model.state_dict()
     untrained = load_file(tmp_path / "0" / "model.safetensors")
     assert all(torch.equal(base[name], value) for name, value in untrained.items())
-    for wrong in ("13", "-1", "last", "1.5"):
+    for wrong in ("13", "-1", "latest", "1.5"):
         code, _, error = scalarfl(capsys, "export", str(finished / "run"), str(tmp_path / "new"), f"--round={wrong}")
         assert code == 2
-        assert "accepted is 'best' or a number of rounds from 0 to 12" in refused(error)
+        assert "accepted is 'best', 'last' or a number of rounds from 0 to 12" in refused(error)
         assert not (tmp_path / "new").exists()
 
 

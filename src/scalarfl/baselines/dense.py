@@ -96,7 +96,7 @@ class _Training(Rounds):
         callbacks: Callbacks,
     ) -> None:
         every = run.evaluate_every if evaluate is not None else 0
-        super().__init__(Policy(run.rounds, evaluate_every=every, diverged_after=1), callbacks)
+        super().__init__(Policy(run.rounds, evaluate_every=every, patience=run.patience, diverged_after=1), callbacks)
         self.model = model.eval()
         self.clients = dict(clients)
         self.loss = loss

@@ -50,14 +50,21 @@ def say(text: str) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the runs; replaces an earlier demonstration.")] = Path(
-        "runs/demo"
-    ),
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each run.")] = 2000,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; replaces an earlier demonstration. Default: runs/demo, runs/demo-llm.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each run.")] = None,
+    llm: Annotated[bool, typer.Option("--llm", help="Fine-tune a real language model, SmolLM2, instead.")] = False,
 ) -> None:
     """Train a network on real digits with DeComFL, HiSo, HiSo's scalar twin and FedAvg; compare, plot and verify."""
     from scalarfl.experiment import demo as demonstration, report, run as runs
 
+    if llm:
+        from scalarfl.cli import demo_llm
+
+        demo_llm.demo(out, rounds, errors, output)
+        return
+    out, rounds = out or Path("runs/demo"), rounds or 2000
     try:
         results = demonstration.demo(out, rounds, say, partial(watching, console=errors))
     except runs.Interrupted:
@@ -143,15 +150,17 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for the model.")],
     at: Annotated[
         str | None,
-        typer.Option("--round", metavar="best|N", help="Export the model after N rounds, or at its best score."),
+        typer.Option(
+            "--round", metavar="best|last|N", help="Which model; default: best with task.validation, else last."
+        ),
     ] = None,
 ) -> None:
     """Export a run's model to a folder for `from_pretrained`; LoRA gives an adapter folder."""
     from scalarfl.experiment.export import export as write
 
     with _replaying() as progress:
-        digest = write(folder, out, progress, at)
-    output.print(f"{out}: the model with digest {digest}", soft_wrap=True)
+        taken = write(folder, out, progress, at)
+    output.print(f"{out}: the model {taken.place}, with digest {taken.digest}", soft_wrap=True)
 
 
 @app.command()

@@ -12,26 +12,27 @@ from scalarfl.errors import InputError
 from scalarfl.experiment import recipe as recipes, run
 from scalarfl.experiment.prepare import Loaded, load_model, prepare
 from scalarfl.experiment.recipe import Recipe
-from scalarfl.experiment.result import best
 from scalarfl.experiment.verify import check_settings
 from scalarfl.files import located
 from scalarfl.language import ANCHORS, Sentences, class_head, quiet
-from scalarfl.ledger.entries import Evaluation
+from scalarfl.ledger.entries import Evaluation, best
 from scalarfl.ledger.store import Ledger
 from scalarfl.model.zoo import built
 from scalarfl.registry import portable
 from scalarfl.tasks.objective import Score
+from scalarfl.units import percent
 
 Progress = Callable[[int, int], None]
 CARD = "README.md"
 
 
-def export(folder: Path, out: Path, progress: Progress | None = None, at: str | None = None) -> str:
-    """Write the model of the run in ``folder`` to ``out``, as ``from_pretrained`` loads it; returns its digest.
+def export(folder: Path, out: Path, progress: Progress | None = None, at: str | None = None) -> "Reached":
+    """Write the model of the run in ``folder`` to ``out``, as ``from_pretrained`` loads it; returns which it was.
 
     LoRA gives an adapter folder, a model from scratch its state as ``model.safetensors``. The training data are not
-    needed. at: after how many rounds, or "best" for the round with the best measurement; by default after all. Raises
-    InputError where ``out`` is in use, VerificationError where base and ledger do not fit.
+    needed. at: after how many rounds, "best" for the round with the best measurement, or "last"; by default "best"
+    where the run held out validation rows for its measurements, else "last". Raises InputError where ``out`` is in use,
+    VerificationError where base and ledger do not fit.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already exists. Choose another folder.")
@@ -39,12 +40,11 @@ def export(folder: Path, out: Path, progress: Progress | None = None, at: str | 
     with run.open_ledger(folder) as ledger:
         check_settings(recipe, ledger)
         result = run.load_result(folder)
-        rounds = _rounds(at, ledger)
+        rounds = _rounds(at or ("best" if recipe.task.validation else "last"), ledger)
         loaded = load_model(recipe)
         replica = run.rebuild(recipe, loaded.model, ledger, progress, rounds)
         measured = next(iter(ledger.evaluations(rounds)), None)
         reached = Reached(rounds, ledger.rounds, measured, replica.digest(), ledger.head.hex())
-    digest = reached.digest
     out.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
@@ -58,12 +58,12 @@ def export(folder: Path, out: Path, progress: Progress | None = None, at: str | 
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
-    return digest
+    return reached
 
 
-def _rounds(at: str | None, ledger: Ledger) -> int:
+def _rounds(at: str, ledger: Ledger) -> int:
     """The number of rounds that ``--round`` stands for."""
-    if at is None:
+    if at == "last":
         return ledger.rounds
     if at == "best":
         evaluations = ledger.evaluations()
@@ -71,7 +71,7 @@ def _rounds(at: str | None, ledger: Ledger) -> int:
             raise InputError("--round best: the run has no evaluation.")
         return best(evaluations).round
     if not (at.isascii() and at.isdecimal() and len(at) < 19 and int(at) <= ledger.rounds):
-        raise InputError(f"--round {at}: accepted is 'best' or a number of rounds from 0 to {ledger.rounds}.")
+        raise InputError(f"--round {at}: accepted is 'best', 'last' or a number of rounds from 0 to {ledger.rounds}.")
     return int(at)
 
 
@@ -86,6 +86,12 @@ class Reached:
     """The measurement after ``rounds``."""
     digest: str
     head: str
+
+    @property
+    def place(self) -> str:
+        """The position, and its score on the curve, for people."""
+        score = None if self.measured is None else self.measured.accuracy
+        return f"after {self.rounds} of {self.of} rounds" + ("" if score is None else f" (score {percent(score)})")
 
 
 def _save(loaded: Loaded, out: Path) -> None:

@@ -133,9 +133,15 @@ def _absolute(recipe: Recipe, start: Path) -> Recipe:
     given = {key: getattr(recipe.task, key) for key in ("data_dir", "file", "test_file")}
     task = recipe.task.model_copy(update={key: from_start(text) for key, text in given.items() if text is not None})
     model = recipe.model
-    if (model.name and located(model.name, start).is_dir()) or model.name.startswith((".", "/", "~")):
+    if is_path(model.name, start):
         model = model.model_copy(update={"name": from_start(model.name)})
     return recipe.model_copy(update={"task": task, "model": model})
+
+
+def is_path(name: str, start: Path = Path()) -> bool:
+    """Whether ``model.name`` is a folder or a GGUF file, and no hub id."""
+    found = located(name, start) if name else start
+    return name.startswith((".", "/", "~")) or bool(name and (found.is_dir() or name.lower().endswith(".gguf")))
 
 
 def parse(tables: dict[str, Any]) -> Recipe:
@@ -221,10 +227,20 @@ def _override(tables: dict[str, Any], text: str) -> None:
     table[key] = parsed
 
 
-_OF_ONE_TASK = {"file", "test_file", "test_fraction", "labels", "label_words", "label_sentences", "prompt"}
+_OF_ONE_TASK = {
+    *("file", "test_file", "test_fraction", "columns", "labels"),
+    *("label_words", "label_sentences", "prompt", "metric"),
+}
 
 
-UNUSED = {"method.transforms": None, "federation.attackers": 0, "federation.attack": None}
+UNUSED = {
+    "method.transforms": None,
+    "federation.attackers": 0,
+    "federation.attack": None,
+    "evaluation.patience": 0,
+    "task.columns": None,
+    "task.metric": None,
+}
 """Keys that a ledger leaves out at these values."""
 
 

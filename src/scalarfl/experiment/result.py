@@ -1,12 +1,11 @@
 """The content of ``result.json``, derived from recipe and ledger. No torch here."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scalarfl.ledger.accounting import backward_passes, forward_passes, peak_rss_bytes, traffic
-from scalarfl.ledger.entries import Evaluation
+from scalarfl.ledger.entries import Evaluation, best
 from scalarfl.ledger.header import BACKWARD
 from scalarfl.ledger.store import Ledger
 from scalarfl.protocol.schedule import diverged
@@ -108,17 +107,6 @@ def equivalents(forward: int, backward: int, cost: float | None) -> float | None
     if not backward:
         return float(forward)
     return None if cost is None else forward + (cost - BACKWARD) * backward
-
-
-def best(scores: Sequence[Evaluation]) -> Evaluation:
-    """The earliest measurement with the highest accuracy; with the lowest loss where accuracy was never measured.
-
-    At round 0 it is the untrained model's.
-    """
-    rated = [score for score in scores if score.accuracy is not None and not math.isnan(score.accuracy)]
-    if rated:
-        return max(rated, key=lambda score: (score.accuracy, -score.round))
-    return min(scores, key=lambda score: (math.isnan(score.loss), score.loss, score.round))
 
 
 def bytes_per_client(moved: Mapping[tuple[str, str], tuple[int, int]], clients: int) -> dict[str, float]:

@@ -16,6 +16,7 @@ from scalarfl.protocol.config import (
     RunMethod,
     evaluate_every,
     frozen_cache,
+    patience,
     sampled,
 )
 
@@ -90,6 +91,11 @@ class TaskSection(Keys):
         None, examples=["test.jsonl"], description='"own": file to evaluate on; default: a part of the file(s)'
     )
     test_fraction: float = Field(0.1, gt=0, lt=1, description='"own" without test_file: the part to hold out')
+    columns: dict[Literal["text", "text_pair", "label", "prompt", "completion", "messages"], str] | None = Field(
+        None,
+        examples=[{"text": "premise", "text_pair": "hypothesis", "label": "gold"}],
+        description='"own": what the file calls its columns; default: by these names',
+    )
     labels: list[str] | None = Field(
         None, examples=[["negative", "positive"]], description='"own": the classes in order; default: those that occur'
     )
@@ -102,7 +108,15 @@ class TaskSection(Keys):
         description="a sentence encoder's label sentences",
     )
     prompt: str | None = Field(
-        None, examples=["{text} It was"], description='"own" classification: the prompt, with {text} in it'
+        None,
+        examples=["{text} It was"],
+        description='"own" classification: the prompt, with {text} in it, and of pairs {text_pair}',
+    )
+    metric: Literal["accuracy", "exact_match", "f1"] | None = Field(
+        None,
+        examples=["f1"],
+        description='"own" completions: "f1" or "exact_match" of generated answers, as in SQuAD; default: "accuracy", '
+        "of classes or of an answer's tokens",
     )
     max_length: int = Field(64, ge=4, lt=LARGE, description="tokens of an example; longer prompts lose their beginning")
     train_examples: int = Field(0, ge=0, lt=LARGE, description="maximum number of training examples; 0: all")
@@ -153,5 +167,6 @@ class EvaluationSection(Keys):
     """Evaluations, on the test examples, or with task.validation on the held-out ones."""
 
     every: int = evaluate_every()
+    patience: int = patience()
     by: Literal["server", "clients"] = Field("server", description='who evaluates; "clients": each on its examples')
     examples: int = Field(0, ge=0, lt=LARGE, description="maximum number of examples per evaluation; 0: all")

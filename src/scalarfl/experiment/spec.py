@@ -143,6 +143,11 @@ def make(source: Path | None, overrides: Sequence[str] = ()) -> FederationSpec:
     recipe = recipes.load(source, overrides)
     if recipe.federation.attack is not None:
         raise InputError("federation.attack: only a simulation has attackers; leave it out.")
+    if recipe.evaluation.patience and recipe.evaluation.by == "server":
+        raise InputError(
+            f"evaluation.patience = {recipe.evaluation.patience}: a server over a network measures nothing. Set "
+            "evaluation.by = 'clients'."
+        )
     model = load_model(recipe).model
     base = base_digest(model)
     parts = selection.select(model, trainable(recipe.model))
@@ -151,7 +156,7 @@ def make(source: Path | None, overrides: Sequence[str] = ()) -> FederationSpec:
     return FederationSpec(
         header=recipe.config.header(base, layout.digest(), layout.dimension),
         name="federation" if source is None else source.stem,
-        metric="accuracy" if task == "own" else (BENCHMARKS.get(task) or TASKS.find(task)).metric,
+        metric=recipe.task.metric or "accuracy" if task == "own" else (BENCHMARKS.get(task) or TASKS.find(task)).metric,
         recipe=recipes.to_toml(recipe),
         settings=recipes.settings(recipe),
     )

@@ -82,8 +82,8 @@ class Causal(Head):
         opening = tokenizer("x")["input_ids"]
         bare = tokenizer("x", add_special_tokens=False)["input_ids"]
         self._line = _after(tokenizer, "x", "x\n")[:1]
-        self._text = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-        self.ends: list[int] = self._line + self._text
+        self.text_end: list[int] = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        self.ends: list[int] = self._line + self.text_end
         """Tokens that end a generated answer: the end of the line, the end of the text."""
         # Such as a BOS token; what some tokenizers put at the end is left out.
         self._begin: list[int] = opening[: opening.index(bare[0])]
@@ -97,7 +97,7 @@ class Causal(Head):
             kept = self._cut(prompt, self.max_length)
             return Encoded(kept, [len(kept) - 1], [self._label(row)], len(kept) < len(prompt))
         answer = continuation(self.tokenizer, row.prompt[-1:] or "x", row.answers[0])
-        answer += self._line if row.in_a_line else self._text
+        answer += self._line if row.in_a_line else self.text_end
         cut = len(prompt) + len(answer) > self.max_length
         answer = answer[: self.max_length - 1]
         kept = self._cut(prompt, self.max_length - len(answer))

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from torch import nn
 
 from scalarfl.errors import InputError, install_hint, note, shown
 from scalarfl.files import located, read_json
+from scalarfl.language import gguf
 from scalarfl.language.heads import output_layer
 from scalarfl.model.partial import adopt
 from scalarfl.model.zoo import initialise_modules
@@ -50,14 +51,18 @@ class Lora:
 
 def read_config(name: str, revision: str | None = None) -> Any:
     """The model's configuration: a small file. Raises InputError if there is no such model."""
+    if gguf.is_one(name):
+        with _sentences(name), quiet():
+            return gguf.config(_transformers(), name)
     with _sentences(name):
         return _transformers().AutoConfig.from_pretrained(adapters_base(name) or name, revision=revision, **_NO_CODE)
 
 
 def read_tokenizer(name: str, revision: str | None = None) -> Any:
     """The model's tokenizer."""
+    where, file = gguf.place(name)
     with _sentences(name):
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(name, revision=revision, **_NO_CODE)
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(where, revision=revision, **file, **_NO_CODE)
     # Our max_length is the one that counts: no warning where a text exceeds the model's before it is cut.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
@@ -131,10 +136,20 @@ def load(
         more["ignore_mismatched_sizes"] = True
         if config.pad_token_id is None:
             config.pad_token_id = padding(read_tokenizer(name, revision))
-    with _sentences(name), quiet():
+    where, file = gguf.place(name)
+    with _sentences(name), quiet(), gguf.silent() if file else nullcontext():
         model, report = auto.from_pretrained(
-            name, config=config, dtype=WEIGHTS[dtype], revision=revision, output_loading_info=True, **_NO_CODE, **more
+            where,
+            config=config,
+            dtype=WEIGHTS[dtype],
+            revision=revision,
+            output_loading_info=True,
+            **file,
+            **_NO_CODE,
+            **more,
         )
+    if file:
+        gguf.forget(model)
     _settle(model, head, report, seed)
     model = model.to(device).eval()
     return model if lora is None else adapted(model, head, lora, seed)

@@ -1,16 +1,16 @@
 """Where a language task's examples come from: a published benchmark, or your own files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from scalarfl.errors import InputError
 from scalarfl.language.benchmarks import BENCHMARKS, Split
-from scalarfl.language.own import PROMPT, Labels, label_names, paths, rows
+from scalarfl.language.own import PROMPT, Columns, Labels, label_names, paths, rows
 from scalarfl.language.rows import Row
 from scalarfl.noise.seeds import generator
 
@@ -39,6 +39,10 @@ class Wanted(Protocol):
     def label_sentences(self) -> list[str] | None: ...  # noqa: D102
     @property
     def prompt(self) -> str | None: ...  # noqa: D102
+    @property
+    def columns(self) -> Mapping[Any, str] | None: ...  # noqa: D102
+    @property
+    def metric(self) -> str | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def collect(wanted: Wanted, *, examples: bool = True) -> Source:
     """
     if wanted.name == "own":
         return _agreed(wanted) if wanted.file is None and not examples else _own(wanted)
-    for key in ("file", "test_file", "labels", "prompt"):
+    for key in ("file", "test_file", "labels", "prompt", "columns", "metric"):
         if getattr(wanted, key) is not None:
             raise InputError(f"task.{key}: only for task.name = 'own'; '{wanted.name}' defines its own.")
     benchmark = BENCHMARKS[wanted.name]
@@ -101,7 +105,8 @@ def _agreed(wanted: Wanted) -> Source:
     labels = tuple(wanted.labels or ())
     words = _as_many("label_words", wanted.label_words, labels)
     prompt = (wanted.prompt or PROMPT) if labels else ""
-    return Source("own", [], [], prompt, words, _as_many("label_sentences", wanted.label_sentences, words), "accuracy")
+    sentences = _as_many("label_sentences", wanted.label_sentences, words)
+    return Source("own", [], [], prompt, words, sentences, wanted.metric or "accuracy")
 
 
 def _own(wanted: Wanted) -> Source:
@@ -115,14 +120,15 @@ def _own(wanted: Wanted) -> Source:
         raise InputError(
             f"task.file = '{wanted.file}': two files have the same name; clients are named after their files."
         )
-    labels = Labels(label_names([*files, *tests]) if wanted.labels is None else wanted.labels)
+    columns = Columns(wanted.columns)
+    labels = Labels(label_names([*files, *tests], columns) if wanted.labels is None else wanted.labels)
     kinds: dict[str, Path] = {}
     train: list[Row] = []
     test: list[Row] = []
     sites: dict[str, Indices] = {}
     test_sites: dict[str, Indices] = {}
     for path in files:
-        kind, examples = rows(path, labels, wanted.prompt)
+        kind, examples = rows(path, labels, wanted.prompt, columns)
         kinds.setdefault(kind, path)
         held = set() if tests else _held_out(path.stem, len(examples), wanted.test_fraction)
         begin, test_begin = len(train), len(test)
@@ -131,12 +137,16 @@ def _own(wanted: Wanted) -> Source:
         sites[path.stem] = np.arange(begin, len(train))
         test_sites[path.stem] = np.arange(test_begin, len(test))
     for path in tests:
-        kind, examples = rows(path, labels, wanted.prompt)
+        kind, examples = rows(path, labels, wanted.prompt, columns)
         kinds.setdefault(kind, path)
         test += examples
     if len(kinds) > 1:
         described = " but ".join(f"{path} {kind}" for kind, path in kinds.items())
         raise InputError(f"task.file: the files contain different kinds of examples: {described}.")
+    if wanted.metric not in (None, "accuracy") and "completion" not in kinds:
+        raise InputError(
+            f"task.metric = '{wanted.metric}': only for prompts and completions; these are {next(iter(kinds))} rows."
+        )
     several = len(files) > 1
     words: tuple[str, ...] = ()
     sentences: tuple[str, ...] = ()
@@ -155,7 +165,7 @@ def _own(wanted: Wanted) -> Source:
         prompt,
         words,
         sentences,
-        "accuracy",
+        wanted.metric or "accuracy",
         sites if several else {},
         test_sites if several and not tests else {},
     )

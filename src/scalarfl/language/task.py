@@ -119,8 +119,14 @@ class TextTask:
         batch = test.batch(range(len(test)))
         total, right = self._total(model, batch)
         count = max(1, sum(len(piece.labels) for piece in batch))
-        metrics = self._generated(model, test) if self.metric == "f1" else {"accuracy": right / count}
+        metrics = {"accuracy": right / count} if self.metric == "accuracy" else self._generated(model, test)
         return Score(float(total) / count, metrics[self.metric], len(test), metrics)
+
+    @torch.no_grad()
+    def chosen(self, model: nn.Module, texts: Texts, index: int) -> int:
+        """The class that the model gives an example of a classification."""
+        (piece,) = texts.batch([index])
+        return int(self._outputs(model, piece)[0].argmax())
 
     def _total(self, model: nn.Module, batch: Sequence[Piece]) -> tuple[Tensor, int]:
         """Sum of the cross entropies, and how many of the outputs were right."""
@@ -151,20 +157,25 @@ class TextTask:
 
 
 def generate(model: Any, head: Head, rows: Sequence[Row]) -> list[str]:
-    """The model's answers, decoded greedily, each up to the end of the line; prompts of similar length together."""
+    """The model's answers, decoded greedily, each to the end of its line or, of your own, of the text.
+
+    Prompts of similar length are answered together.
+    """
     assert isinstance(head, Causal)
     prompts = [head.prompt(row, ANSWER_TOKENS) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
     answers = [""] * len(rows)
     for begin in range(0, len(order), GENERATED_AT_ONCE):
         members = order[begin : begin + GENERATED_AT_ONCE]
-        for index, text in zip(members, _generated(model, head, [prompts[index] for index in members]), strict=True):
-            answers[index] = text.strip().split("\n")[0].strip()
+        ends = head.ends if rows[members[0]].in_a_line else head.text_end
+        found = _generated(model, head, [prompts[index] for index in members], ends)
+        for index, text in zip(members, found, strict=True):
+            answers[index] = text.strip().split("\n")[0].strip() if rows[index].in_a_line else text.strip()
     return answers
 
 
 @torch.no_grad()
-def _generated(model: Any, head: Causal, prompts: Sequence[list[int]]) -> list[str]:
+def _generated(model: Any, head: Causal, prompts: Sequence[list[int]], ends: list[int]) -> list[str]:
     """What follows the prompts, which are padded at the left."""
     tokenizer, longest = head.tokenizer, max(map(len, prompts))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else head.ends[0]
@@ -181,7 +192,7 @@ def _generated(model: Any, head: Causal, prompts: Sequence[list[int]]) -> list[s
         do_sample=False,
         num_beams=1,
         pad_token_id=pad,
-        eos_token_id=head.ends,
+        eos_token_id=ends or None,
     )
     texts: list[str] = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     return texts

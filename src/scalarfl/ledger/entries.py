@@ -1,5 +1,7 @@
 """Entries beside updates: participants, rejections, bytes, evaluations."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -78,6 +80,17 @@ class Evaluation(msgspec.Struct, array_like=True, frozen=True):
     def encoded(self) -> bytes:
         """MessagePack."""
         return _encoded(self)
+
+
+def best(scores: Sequence[Evaluation]) -> Evaluation:
+    """The earliest measurement with the highest accuracy; with the lowest loss where accuracy was never measured.
+
+    At round 0 it is the untrained model's.
+    """
+    rated = [score for score in scores if score.accuracy is not None and not math.isnan(score.accuracy)]
+    if rated:
+        return max(rated, key=lambda score: (score.accuracy, -score.round))
+    return min(scores, key=lambda score: (math.isnan(score.loss), score.loss, score.round))
 
 
 def _encoded(entry: msgspec.Struct) -> bytes:

@@ -243,6 +243,16 @@ def evaluate_every() -> Any:
     return Field(25, ge=1, lt=LARGE, description="rounds between evaluations; there is one more at the end")
 
 
+def patience() -> Any:
+    """The key ``patience``, which is ``evaluation.patience`` in a recipe."""
+    return Field(
+        0,
+        ge=0,
+        lt=LARGE,
+        description="evaluations in a row without a better score after which a run ends early; 0: never",
+    )
+
+
 def frozen_cache() -> Any:
     """The key ``frozen_cache``, which is ``model.frozen_cache`` in a recipe."""
     return Field(
@@ -264,12 +274,14 @@ class RunConfig(RunMethod, RunFederation):
     sampled: int | None = sampled(None)
     """None: all clients."""
     evaluate_every: int = evaluate_every()
+    patience: int = patience()
     frozen_cache: int | None = frozen_cache()
 
     @classmethod
     def of(cls, keys: Mapping[str, Any]) -> Self:
         """Out of a recipe's keys, named like ``method.lr``."""
         others = {"sampled": keys["federation.sampled"], "evaluate_every": keys["evaluation.every"]}
+        others["patience"] = keys.get("evaluation.patience", 0)  # a ledger is silent about 0
         return cls.model_validate(others | _picked(keys, RunFederation, RunMethod))
 
 
@@ -296,6 +308,7 @@ class Keywords(TypedDict, total=False):
     local_optimizer: LocalOptimizer
     sampled: int | None
     evaluate_every: int
+    patience: int
     frozen_cache: int | None
 
 

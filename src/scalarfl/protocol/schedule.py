@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Any, TypeVar
 
-from scalarfl.errors import warn
-from scalarfl.ledger.entries import Evaluation
+from scalarfl.errors import note, warn
+from scalarfl.ledger.entries import Evaluation, best
 from scalarfl.ledger.store import Ledger
 from scalarfl.protocol.callbacks import Callbacks, Progress, ends, fallen, together, verdicts
 from scalarfl.protocol.server import unused
@@ -41,6 +41,8 @@ class Policy:
     evaluate_every: int = 0
     """Rounds between two measurements of the model, which is also measured before the first and after the last; 0:
     it is not measured."""
+    patience: int = 0
+    """Measurements in a row without a better score after which the run ends; 0: it goes on."""
     diverged_after: int = DIVERGED_AFTER
     """Rounds in a row without a usable reply after which the run has diverged and ends."""
 
@@ -93,9 +95,19 @@ class Rounds(ABC):
         return self.unused >= self.policy.diverged_after
 
     @property
+    def exhausted(self) -> bool:
+        """Whether the run ended, or ends now, because ``patience`` measurements in a row brought no better score.
+
+        The measurements are on the ledger, so whoever continues the run decides alike.
+        """
+        patience, every = self.policy.patience, self.policy.evaluate_every
+        due = [score for score in self.evaluations if every and score.round % every == 0]
+        return bool(patience and due) and len(due) - due.index(best(due)) > patience
+
+    @property
     def over(self) -> bool:
-        """Whether the last round is on record."""
-        return self.rounds >= self.policy.rounds or self.diverged
+        """Whether no more rounds will be recorded."""
+        return self.rounds >= self.policy.rounds or self.diverged or self.exhausted
 
     def run(self) -> None:
         """Run to the end. For a transport of plain functions."""
@@ -130,6 +142,9 @@ class Rounds(ABC):
             self.stopped = ends(self.callbacks, progress)
             if self.stopped:
                 yield from self._measure(last=True)
+        if self.exhausted and self.rounds < self.policy.rounds:
+            top = best(self.evaluations)
+            note(f"ended early after {self.rounds} rounds: no score was better than that of round {top.round}.")
         told, self.warnings = self.warnings, verdicts(self.evaluations, self.rounds, self.lr, self.diverged)
         for warning in self.warnings:
             if warning not in told:

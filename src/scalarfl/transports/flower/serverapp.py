@@ -40,6 +40,7 @@ def main(grid: Grid, context: Context) -> None:
             again=again,
             expected=announced.clients,
             evaluate_every=announced.evaluate_every,
+            patience=announced.run.patience,
         )
         text = (
             "waiting for %(clients)d clients (a simulation of Flower's has as many as --federation-config "

@@ -62,6 +62,7 @@ def serve(
             quorum=quorum,
             deadline=deadline,
             evaluate_every=announced.evaluate_every,
+            patience=announced.run.patience,
         )
         hub = NatsServer(server, names, policy, watch, metrics, announced.metric)
         _finish(hub.run(address, **(connection or {})))
