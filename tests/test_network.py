@@ -56,6 +56,8 @@ def test_it_ends_with_the_simulation_s_digest(
     for name in ("server", *CLIENTS):
         assert "eof_received" not in made.log(name), made.log(name)
     assert "digest of the model" in made.log(CLIENTS[0])
+    assert f"digest of the model {simulated['digest']}" in made.log("server")
+    assert "next: scalarfl report" in made.log("server")
     assert sum(int(str(end["took_part"])) for end in ends) == 80
     assert all(float(str(end["bytes_up"])) > 0 < float(str(end["bytes_down"])) for end in ends)
 

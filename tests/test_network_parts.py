@@ -164,7 +164,8 @@ def test_the_status(secure: bool, federation: Callable[..., Federation]) -> None
     assert status["bytes_up"] > 0 < status["bytes_down"]
     assert 0 <= status["accuracy"] <= 1
     text = command("status", *where).stdout
-    assert "of 100000" in text
+    assert "of 100,000" in text
+    assert "all clients" in text
     assert re.search(r"accuracy [0-9.]+ %, loss", text)
     assert CLIENTS[1] in text
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:

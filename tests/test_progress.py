@@ -86,7 +86,7 @@ def test_the_time_left_counts_no_warm_up(monkeypatch: pytest.MonkeyPatch) -> Non
         for round_, now in ((3, 60.0), (4, 62.0), (6, 66.0), (7, 70.5)):
             clock.now = now
             watch(at(round_))
-    rest = "loss 0.5000, accuracy 25.0 %, 1.2 kB up, 30 B down"
+    rest = "loss 0.5000, accuracy 25.0 %, 1.2 kB up, 30 B down per client"
     assert file.getvalue().splitlines() == [
         f"[m]: round 3 of 10, {rest}",
         f"[m]: round 6 of 10, 8 s left, {rest}",

@@ -127,6 +127,11 @@ class _Training(Rounds):
         self.began = time.perf_counter()
         """Of all processes together, had they been one."""
 
+    @property
+    def known(self) -> int:
+        """All clients."""
+        return len(self.clients)
+
     def train(self) -> DenseRun:
         """Train from the checkpoint to the last round; afterwards restore ``requires_grad``."""
         self._restore()

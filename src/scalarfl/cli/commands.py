@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,7 +38,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 success, 2 invalid input, 3 verification failed, 130 interrupted (resumable).",
 )
 errors = Console(stderr=True, highlight=False)
-output = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
+output = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, the last line of output.")]
@@ -123,7 +124,8 @@ def run(
         print(json.dumps(result))
     else:
         output.print(report.comparison([result]))
-        output.print(f"Folder: {folder}")
+        output.print(f"Folder: {folder}", soft_wrap=True)
+        output.print(f"Next: scalarfl report {folder}, scalarfl verify {folder}", soft_wrap=True)
 
 
 @app.command()
@@ -136,7 +138,8 @@ def verify(folder: Folder, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(verified.__dict__ | {"measured": verified.measured._asdict()}))
         return
-    output.print(f"verified: {verified.rounds} rounds, {verified.evaluations} evaluations, digest {verified.digest}")
+    output.print(f"verified: {verified.rounds:,} rounds, {verified.evaluations} evaluations")
+    output.print(f"digest {verified.digest}", soft_wrap=True)
     output.print(f"ledger head {verified.head}", soft_wrap=True)
     if not verified.finished:
         output.print("The run is unfinished: no result.json to compare with.")
@@ -225,8 +228,7 @@ def plan(
     if as_json:
         print(json.dumps(asdict(found)))
     else:
-        for line in report.planned(asdict(found)):
-            output.print(line, markup=False)
+        output.print(overview.pairs(report.planned(asdict(found))))
 
 
 @app.command()

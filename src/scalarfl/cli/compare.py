@@ -9,12 +9,12 @@ import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markdown import Markdown
-from rich.markup import escape
+from rich.console import Console, Group
+from rich.text import Text
 
 from scalarfl.errors import InputError, VerificationError, nearest
 
@@ -83,6 +83,8 @@ def compare(
     from scalarfl.experiment.compare import compare as run, markdown, summarise
     from scalarfl.experiment.compare.cells import Contender
     from scalarfl.experiment.compare.page import SUMMARY, TABLES, check_free, write
+    from scalarfl.experiment.compare.table import described, tables, verdicts
+    from scalarfl.experiment.tables import Stacked
 
     folder = Path("runs") / f"compare-{recipe.stem}" if out is None else out
     check_free(folder)
@@ -93,8 +95,8 @@ def compare(
     grid: Any = lrs if lrs in ("auto", "fine") else _numbers("--lrs", lrs, float)
     reported, tuning = _numbers("--seeds", seeds, int), _numbers("--tune-seeds", tune_seeds, int)
     with errors.status("") if errors.is_terminal else nullcontext() as status:
-        shown = _Shown(status)
         side_by_side = workers or os.cpu_count() or 1
+        shown = _Shown(status, side_by_side)
         common = attacked(setting, attack, attackers)
         found = run(recipe, common, contenders, reported, tuning, grid, folder, side_by_side, shown)
     made = {
@@ -109,8 +111,14 @@ def compare(
     if as_json:
         print(json.dumps(summary))
     else:
-        console = Console()
-        console.print(Markdown(markdown(summary)) if console.is_terminal else markdown(summary), soft_wrap=True)
+        console = Console(highlight=False, markup=False)
+        if console.is_terminal:
+            for text in (*verdicts(summary), "", *described(summary)):
+                console.print(text)
+            for table in tables(summary):
+                console.print("", Stacked(table.caption, table.heads, table.rows), *table.notes, sep="\n")
+        else:
+            print(markdown(summary))
         print(f"Page: {page}")
 
 
@@ -146,11 +154,8 @@ def _repeated(context: typer.Context) -> str:
         if parameter.param_type_name == "argument":
             words.append(str(value))
         elif value and value != parameter.default and parameter.name != "as_json":
-            words += [
-                word
-                for one in (value if isinstance(value, list) else [value])
-                for word in (parameter.opts[0], str(one))
-            ]
+            for one in value if isinstance(value, list) else [value]:
+                words += [parameter.opts[0]] if one is True else [parameter.opts[0], str(one)]
     return shlex.join(words)
 
 
@@ -167,27 +172,34 @@ def _numbers(option: str, text: str, kind: type[Any]) -> list[Any]:
 class _Shown:
     """A line for each finished run; what is at work as a live line on a terminal, else as a plain one now and then."""
 
-    def __init__(self, status: "Status | None") -> None:
+    def __init__(self, status: "Status | None", workers: int) -> None:
         self._status = status
+        self._workers = workers
+        self._seconds: list[float] = []
         self._spoke = time.monotonic()
 
     def done(self, cell: "Cell", result: dict[str, Any]) -> None:
         from scalarfl.experiment.report import best
         from scalarfl.units import duration, percent
 
+        self._seconds.append(result["seconds"])
         state = f"validation {percent(result['validation_accuracy'])}, best {best(result)}"
         if result["diverged"]:
             state = "diverged"
         errors.print(f"{_named(cell)}: {state} ({duration(result['seconds'])})", markup=False, soft_wrap=True)
 
     def working(self, at_work: "Mapping[Cell, str]", left: int) -> None:
-        now = "; ".join(f"{_named(cell)}: {line}" for cell, line in at_work.items())
-        text = f"{left} run{'s' * (left != 1)} left in this step; {now}"
+        from scalarfl.units import duration
+
+        text = f"{left} run{'s' * (left != 1)} left in this step"
+        if self._seconds and left:  # of runs whose parallel ones have been counted
+            text += f", about {duration(left * fmean(self._seconds) / min(self._workers, left))}"
+        lines = [f"{_named(cell)}: {line}" for cell, line in at_work.items()]
         if self._status is not None:
-            self._status.update(escape(text))
+            self._status.update(Group(text, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines)))
         elif at_work and time.monotonic() - self._spoke > QUIET:
             self._spoke = time.monotonic()
-            errors.print(text, markup=False, soft_wrap=True)
+            errors.print("; ".join([text, *lines]), markup=False, soft_wrap=True)
 
 
 QUIET = 20  # seconds between plain lines

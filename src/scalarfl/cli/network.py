@@ -51,6 +51,8 @@ class LogFormat(StrEnum):
 
 
 Log = Annotated[LogFormat, typer.Option(help="Log format on standard error: text or JSON lines.")]
+GONE = 60.0
+"""Seconds without an answer after which a server that was there counts as gone."""
 LOOPBACK = "nats://127.0.0.1:4222"
 
 
@@ -203,10 +205,13 @@ def status(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON and exit.")] = False,
 ) -> None:
-    """Show a federation's progress: rounds, clients present, evaluations, bytes, time left."""
+    """Show a federation's progress: rounds, speed, clients, lag, score with its curve, bytes, time left.
+
+    On a terminal it is shown live, elsewhere once.
+    """
     import asyncio
 
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
 
     from scalarfl.transports.nats.names import Names
@@ -224,10 +229,19 @@ def status(
         console.print(shown(found))
     else:
         with Live(shown(found), console=console, auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
+            heard = time.monotonic()
+            live.refresh()
             while found.round < found.rounds:
                 time.sleep(1)
-                found = asyncio.run(ask(where, names, connection))
-                live.update(shown(found), refresh=True)
+                try:
+                    found = asyncio.run(ask(where, names, connection))
+                    heard = time.monotonic()
+                except InputError as error:  # it may be restarting
+                    if time.monotonic() - heard > GONE:
+                        raise
+                    live.update(Group(shown(found), f"no answer now: {error}"), refresh=True)
+                else:
+                    live.update(shown(found), refresh=True)
 
 
 def _reached(

@@ -6,8 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.table import Table
-
+from scalarfl.experiment.tables import Stacked
 from scalarfl.ledger.store import Ledger
 from scalarfl.units import duration, percent, size
 
@@ -26,28 +25,31 @@ def validated(result: Result) -> bool:
     return result.get("validation_accuracy") is not None
 
 
-def comparison(results: Sequence[Result]) -> Table:
+def comparison(results: Sequence[Result]) -> Stacked:
     """One row per result: its score and its cost."""
-    title = "bytes are means per client over the whole run, as serialized; scores on the test examples"
+    title = "Bytes are means per client over the whole run, as serialized. Scores are of the test examples"
     if any(validated(result) for result in results):
-        title += ", best on the validation examples"
-    table = Table(title=title)
-    for column in ("method", "lr", "accuracy", "best", "loss", "rounds", "forward passes", "up", "down", "FedAvg's"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for result in results:
-        table.add_row(
-            result["method"] + (" (diverged)" if result["diverged"] else ""),
-            f"{result['lr']:g}",
-            percent(result["test_accuracy"]),
-            best(result),
-            f"{result['test_loss']:.4f}",
-            f"{result['rounds']:,}",
-            f"{result['forward_passes']:,}",
-            size(result["serialized_bytes_up"]),
-            size(result["serialized_bytes_down"]),
-            size(dense_bytes(result)),
-        )
-    return table
+        title += ", best of the validation examples"
+    heads = ("method", "accuracy", "bytes up", "down", "FedAvg's", "rounds", "best", "loss", "lr", "forward passes")
+    return Stacked(
+        f"{title}.",
+        heads,
+        [
+            (
+                result["method"] + (" (diverged)" if result["diverged"] else ""),
+                percent(result["test_accuracy"]),
+                size(result["serialized_bytes_up"]),
+                size(result["serialized_bytes_down"]),
+                size(dense_bytes(result)),
+                f"{result['rounds']:,}",
+                best(result),
+                f"{result['test_loss']:.4f}",
+                f"{result['lr']:g}",
+                f"{result['forward_passes']:,}",
+            )
+            for result in results
+        ],
+    )
 
 
 def best(result: Result) -> str:
@@ -103,33 +105,30 @@ def thinned(points: Sequence[Item], most: int = 12) -> list[Item]:
     return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
 
 
-def planned(plan: dict[str, Any]) -> Iterator[str]:
-    """A plan as lines of text."""
-    yield f"parameters            {plan['parameters']:,}, of which {plan['dimension']:,} are trained"
+def planned(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A plan as names and what they are."""
+    yield "parameters", f"{plan['parameters']:,}, of which {plan['dimension']:,} are trained"
     parts = ("weights", "state", "scratch", "activation", "frozen", "process")
-    yield f"memory of a client    {size(plan['client_bytes'])}: " + ", ".join(
-        f"{part} {size(plan[f'{part}_bytes'])}" for part in parts if part != "frozen" or plan["frozen_bytes"]
-    )
-    yield "                      a simulation of all clients needs the same"
+    shares = [f"{part} {size(plan[f'{part}_bytes'])}" for part in parts if part != "frozen" or plan["frozen_bytes"]]
+    yield "memory of a client", f"{size(plan['client_bytes'])}: {', '.join(shares)}"
+    yield "", "a simulation of all clients needs the same"
     if plan["frozen_example_bytes"]:
-        yield (
-            "frozen layers         computed once per example: "
-            f"at most {size(plan['frozen_example_bytes'])} per example, {size(plan['frozen_bytes'])} in memory"
-        )
-    yield f"memory of the server  {size(plan['server_bytes'])}; starting loads the base model once, for its digest"
-    yield f"forward passes        {plan['forward_passes_a_round']:,} per round, {plan['forward_passes']:,} in total"
+        once = f"at most {size(plan['frozen_example_bytes'])} per example, {size(plan['frozen_bytes'])} in memory"
+        yield "frozen layers", f"computed once per example: {once}"
+    server = f"{size(plan['server_bytes'])}; starting loads the base model once, for its digest"
+    yield "memory of the server", server
+    passes = f"{plan['forward_passes_a_round']:,} per round, {plan['forward_passes']:,} in total"
+    yield "forward passes", passes
     for way in ("up", "down"):
-        yield (
-            f"{f'bytes {way}':<22}{size(plan[f'bytes_{way}_a_round'])} per round over all clients; "
-            f"{size(plan[f'bytes_{way}'])} per client in total"
-        )
+        a_round, total = size(plan[f"bytes_{way}_a_round"]), size(plan[f"bytes_{way}"])
+        yield f"bytes {way}", f"{total} per client in total; {a_round} per round, all clients"
     noise = f"{plan['catch_up_coordinates']:,} coordinates of noise per missed round"
     if plan["seconds"] is None:
-        yield f"catching up           {noise}"
-        yield "time                  give --forward, the measured seconds of one forward pass"
+        yield "catching up", noise
+        yield "time", "give --forward, the measured seconds of one forward pass"
     else:
-        yield f"catching up           {noise}, {plan['catch_up_seconds']:.2g} s"
-        yield f"time                  {plan['seconds_a_round']:.2g} s per round, {duration(plan['seconds'])} in total"
+        yield "catching up", f"{noise}, {plan['catch_up_seconds']:.2g} s"
+        yield "time", f"{plan['seconds_a_round']:.2g} s per round, {duration(plan['seconds'])} in total"
 
 
 def can_plot() -> bool:

@@ -26,6 +26,8 @@ class Progress:
     bytes_up: int
     """Serialized bytes of this process's rounds so far, all clients together."""
     bytes_down: int
+    clients: int = 1
+    """Number of clients, for bytes per client."""
 
 
 Callback = Callable[[Progress], object]

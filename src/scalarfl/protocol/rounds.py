@@ -103,6 +103,11 @@ class RoundLoop(Rounds):
         return self.server.ledger.rounds
 
     @property
+    def known(self) -> int:
+        """Clients ever admitted."""
+        return self.server.known
+
+    @property
     def unused(self) -> int:
         """Consecutive rounds without a usable reply, up to the latest."""
         return self.server.unused

@@ -73,6 +73,11 @@ class Rounds(ABC):
 
     @property
     @abstractmethod
+    def known(self) -> int:
+        """Number of clients that ever took part or could."""
+
+    @property
+    @abstractmethod
     def unused(self) -> int:
         """Rounds in a row, up to the latest, without a usable reply."""
 
@@ -138,7 +143,8 @@ class Rounds(ABC):
                 continue
             yield from self._measure(last=self.over)
             newest = self.evaluations[-1] if self.evaluations else None
-            progress = Progress(self.rounds, self.policy.rounds, newest, loss, self.bytes_up, self.bytes_down)
+            moved = self.bytes_up, self.bytes_down
+            progress = Progress(self.rounds, self.policy.rounds, newest, loss, *moved, max(1, self.known))
             self.stopped = ends(self.callbacks, progress)
             if self.stopped:
                 yield from self._measure(last=True)

@@ -101,6 +101,11 @@ class Server:
         """All clients that completed a handshake, in this process or before a restart."""
         return frozenset(self._positions)
 
+    @property
+    def known(self) -> int:
+        """Number of the admitted clients."""
+        return len(self._positions)
+
     def lag(self, client: str) -> int:
         """Recorded rounds that an admitted client may lack; it receives them with its next task."""
         return self.ledger.rounds - self._positions[client]

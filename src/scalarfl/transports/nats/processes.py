@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import shlex
 import signal
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -64,16 +65,26 @@ def serve(
             evaluate_every=announced.evaluate_every,
             patience=announced.run.patience,
         )
+        log.info(
+            "server of '%(run)s' at %(address)s: %(method)s, %(sampled)d of %(clients)d clients a round, %(done)d of "
+            "%(rounds)d rounds on record in %(out)s",
+            {"run": names.run, "address": address, "method": ledger.header.method, "out": str(out)}
+            | {"sampled": announced.sampled, "clients": announced.clients}
+            | {"done": ledger.rounds, "rounds": policy.rounds},
+        )
         hub = NatsServer(server, names, policy, watch, metrics, announced.metric)
         _finish(hub.run(address, **(connection or {})))
         status, head = hub.status(), ledger.head.hex()
     result = conclude(out, announced.metric, status.uptime)
     log.info(
-        f"done: %(rounds)d rounds, %(score)s; {size(status.bytes_up)} up, {size(status.bytes_down)} down; "
-        "head of the ledger %(ledger_head)s",
+        f"done: %(rounds)d rounds, %(score)s; per client {size(status.bytes_up / max(1, status.known))} up, "
+        f"{size(status.bytes_down / max(1, status.known))} down; head of the ledger %(ledger_head)s",
         {"rounds": status.round, "score": score(status), "ledger_head": head},
     )
-    log.info("the model: scalarfl export %(folder)s DIR", {"folder": str(out)})
+    if result is not None:
+        log.info("digest of the model %(digest)s", {"digest": result["digest"]})
+    folder = shlex.quote(str(out))
+    log.info("next: scalarfl report %(folder)s, or scalarfl export %(folder)s DIR for the model", {"folder": folder})
     return result or {
         "rounds": status.round,
         "ledger_head": head,
@@ -115,6 +126,9 @@ def take_part(
     client = build_client(loaded, name, data, slopes)
     replica = client.probe.replica
     keeper = None if out is None else SnapshotManager(replica, out / SNAPSHOT)
+    told = {"client": name, "run": run, "address": address, "examples": len(client.data)}
+    trained = f"{replica.layout.dimension:,} trained parameters"
+    log.info(f"client '%(client)s' of '%(run)s' at %(address)s: %(examples)d examples, {trained}", told)
     site = NatsClient(Party(client, keeper), Names(run), Progress(loaded.federation.rounds))
     try:
         _finish(site.run(address, **(connection or {})))

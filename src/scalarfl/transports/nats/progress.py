@@ -40,7 +40,9 @@ class Progress:
             return
         self._said = now, position
         fields: dict[str, object] = {"round": position, "took_part": self.took_part, "up": self.up, "down": self.down}
-        text = f"round %(round)d: took part in %(took_part)d, {size(self.up)} up, {size(self.down)} down"
+        text = (
+            f"round %(round)d: took part in %(took_part)d, this client sent {size(self.up)}, received {size(self.down)}"
+        )
         if self.planned is not None and position > before:
             left = max(0, self.planned - position) * (now - then) / (position - before)
             fields |= {"rounds": self.planned, "seconds_left": left}
@@ -51,11 +53,14 @@ class Progress:
         """What this client did, in figures; also as a line in the log."""
         seconds = time.monotonic() - self._began
         log.info(
-            f"done: %(rounds)d rounds, took part in %(took_part)d, {size(self.up)} up, {size(self.down)} down, "
+            f"done: %(rounds)d rounds, took part in %(took_part)d, sent {size(self.up)}, received {size(self.down)}, "
             f"{duration(seconds)}; digest of the model %(digest)s",
             {"rounds": rounds, "took_part": self.took_part, "up": self.up, "down": self.down, "digest": digest},
         )
-        log.info("to export the model, run scalarfl export FOLDER DIR on the server's folder or a copy of it")
+        log.info(
+            "next, on the server's folder or a copy of it: scalarfl report FOLDER, or "
+            "scalarfl export FOLDER DIR for the model"
+        )
         return {
             "rounds": rounds,
             "digest": digest,

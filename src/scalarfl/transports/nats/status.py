@@ -1,9 +1,10 @@
 """How a federation goes, as its server knows it: asked for on a subject, shown on a terminal, scraped by Prometheus."""
 
 import contextlib
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,8 +12,10 @@ from nats.errors import NoRespondersError
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from scalarfl.errors import InputError
+from scalarfl.experiment.report import thinned
 from scalarfl.protocol.rounds import RoundLoop
 from scalarfl.transports.nats.broker import TROUBLE, close, connect_once
 from scalarfl.transports.nats.names import OBSERVER, Names, check_address
@@ -61,6 +64,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     seconds_left: float | None = None
     uptime: float
     """Seconds since this process began."""
+    curve: list[tuple[int, float]] = []
+    """(rounds, value) of the evaluations, the metric's or where there is none the loss's; at most ``POINTS``."""
 
 
 class Monitor:
@@ -77,6 +82,7 @@ class Monitor:
         self._rejected = 0
         self._read = 0  # entries of the ledger
         self._evaluation: Evaluation | None = None
+        self._curve: list[tuple[int, float]] = []
 
     def closed(self) -> None:
         """A round was recorded just now."""
@@ -107,6 +113,7 @@ class Monitor:
             rounds_per_second=speed,
             seconds_left=None if speed is None else (self.loop.policy.rounds - ledger.rounds) / speed,
             uptime=time.monotonic() - self._began,
+            curve=self._curve,
         )
 
     def _read_on(self) -> None:
@@ -120,7 +127,10 @@ class Monitor:
         for _, audit in ledger.audits("round", after=self._read):
             self._took_part.update(participant.client for participant in audit.participants)
         self._read = ledger.entries
-        self._evaluation = next(reversed(ledger.evaluations()), None)
+        evaluations = ledger.evaluations()
+        self._evaluation = evaluations[-1] if evaluations else None
+        rated = [(e.round, e.accuracy) for e in evaluations if e.accuracy is not None]
+        self._curve = thinned(rated or [(e.round, e.loss) for e in evaluations if math.isfinite(e.loss)], POINTS)
 
 
 async def ask(address: str, names: Names, connection: Mapping[str, Any]) -> Status:
@@ -149,23 +159,49 @@ def score(status: Status) -> str:
 def shown(status: Status) -> RenderableType:
     """The status for a terminal."""
     facts = Table.grid(padding=(0, 2))
-    facts.add_column()
     facts.add_column(no_wrap=True)
-    facts.add_row("round", f"{status.round} of {status.rounds}", ProgressBar(status.rounds, status.round, width=30))
-    facts.add_row("present", f"{len(status.present)} of {status.known} clients known")
-    if status.evaluated is not None:
-        facts.add_row("evaluated", f"after {status.evaluated} rounds: {score(status)}")
-    facts.add_row("bytes", f"{size(status.bytes_up)} up, {size(status.bytes_down)} down")
-    facts.add_row("refused", f"{status.rejected} replies; {status.reopened} rounds retried")
+    facts.add_column(overflow="fold")
+    bar = Table.grid(padding=(0, 2))
+    bar.add_row(f"{status.round:,} of {status.rounds:,}", ProgressBar(status.rounds, status.round, width=24))
+    facts.add_row("round", bar)
     if status.rounds_per_second is not None and status.seconds_left is not None:
-        left = duration(status.seconds_left)
-        facts.add_row("speed", f"{status.rounds_per_second:.2f} rounds a second, {left} left")
-    clients = Table("client", "rounds", "behind", box=None)
+        left = f", {duration(status.seconds_left)} left" if status.seconds_left else ""
+        facts.add_row("speed", f"{status.rounds_per_second:.2f} rounds per second{left}")
+    facts.add_row("clients", f"{len(status.present)} present of {status.known} known")
+    behind = max((one.lag for one in status.present), default=0)
+    facts.add_row("lag", f"the slowest present client is {behind:,} rounds behind")
+    if status.evaluated is not None:
+        facts.add_row("evaluated", f"after {status.evaluated:,} rounds: {score(status)}")
+    if len(status.curve) > 1:
+        line = sparkline([value for _, value in status.curve[-WIDE:]])
+        what = "loss" if status.accuracy is None else status.metric
+        facts.add_row("curve", f"{line}  {what} since round {status.curve[-WIDE:][0][0]:,}")
+    clients = max(1, status.known)
+    for way, moved in (("up", status.bytes_up), ("down", status.bytes_down)):
+        facts.add_row(f"bytes {way}", f"{size(moved / clients)} per client, {size(moved)} all clients")
+    facts.add_row("refused", f"{status.rejected:,} replies; {status.reopened:,} rounds retried")
+    present = Table("client", "rounds", "behind", box=None)
     for one in status.present[:SHOWN]:
-        clients.add_row(one.client, str(one.rounds), str(one.lag))
+        present.add_row(Text(one.client), f"{one.rounds:,}", f"{one.lag:,}")
     if len(status.present) > SHOWN:
-        clients.add_row(f"… and {len(status.present) - SHOWN} more", "", "")
-    return Group(f"[bold]{status.run}[/bold]", facts, "", clients)
+        present.add_row(f"… and {len(status.present) - SHOWN} more", "", "")
+    return Group(Text(status.run, style="bold"), facts, "", present)
 
 
+def sparkline(values: Sequence[float]) -> str:
+    """A line of blocks, from the lowest value to the highest.
+
+    >>> sparkline([0.1, 0.5, 0.9])
+    '▁▅█'
+    """
+    low, high = min(values), max(values)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[round((value - low) * scale)] for value in values)
+
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+POINTS = 60
+"""Evaluations in a status, at most."""
+WIDE = 20
+"""Evaluations in a sparkline, the latest ones."""
 SHOWN = 20  # clients listed on a terminal
