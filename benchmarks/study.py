@@ -147,12 +147,17 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs side by side")
     parser.add_argument("--inside", action="store_true", help="one run after another, in this process")
+    parser.add_argument("--pages", action="store_true", help="run nothing: write the pages again from kept figures")
     given = parser.parse_args()
     unknown = [name for name in given.parts if name not in PARTS]
     if unknown:
         parser.error(f"no such part: {unknown[0]}; there are {', '.join(PARTS)}")
     for name in given.parts or PARTS:
         part = PARTS[name]
+        if given.pages:
+            if (DOCS / name / "compare.json").exists():
+                publish(name, json.loads((DOCS / name / "compare.json").read_text()))
+            continue
         print(f"{name}: {part.what}", flush=True)
         out = RUNS / name
         contenders = [Contender(text) for text in part.methods]
@@ -172,16 +177,19 @@ def between(path: Path, begin: str, text: str, end: str) -> None:
 
 
 def keep(name: str, summary: dict[str, Any], out: Path) -> None:
-    """Write the summary, its tables and its page, and copy what belongs into the documentation."""
-    part = PARTS[name]
+    """Write the summary and its page, and copy what belongs into the documentation."""
     (out / "compare.json").write_text(json.dumps(summary) + "\n")
-    (out / "compare.md").write_text(f"{part.what}.\n\n{markdown(summary)}\n{reached(summary, part.levels)}")
-    write(out)
     kept = DOCS / name
     kept.mkdir(parents=True, exist_ok=True)
-    for file in out.iterdir():
-        if file.suffix in (".json", ".md", ".png"):
-            shutil.copy(file, kept / file.name)
+    shutil.copy(out / "compare.json", kept)
+    publish(name, summary)
+
+
+def publish(name: str, summary: dict[str, Any]) -> None:
+    """Write a part's tables and pictures into the documentation."""
+    part, kept = PARTS[name], DOCS / name
+    (kept / "compare.md").write_text(f"{part.what}.\n\n{markdown(summary)}\n{reached(summary, part.levels)}")
+    write(kept).unlink()
 
 
 def headlines() -> str:

@@ -30,15 +30,15 @@ def own(name: str, what: str) -> Any:
     return load("a test", f"{EXAMPLES / name}:{what}")
 
 
-SignRule, Rings, Median = (
+SignRule, Rings, Midmean = (
     own("own_method.py", "SignRule"),
     own("own_task.py", "Rings"),
-    own("own_aggregation.py", "Median"),
+    own("own_aggregation.py", "Midmean"),
 )
 
 TestSignRule = methods.contract(SignRule())
 TestRings = tasks.contract(Rings)
-TestMedian = aggregations.contract(Median())
+TestMidmean = aggregations.contract(Midmean())
 
 
 def test_a_recipe_of_nothing_but_one_s_own_runs_from_the_command_line(tmp_path: Path) -> None:
@@ -59,10 +59,10 @@ def test_a_recipe_of_nothing_but_one_s_own_runs_from_the_command_line(tmp_path: 
     )
     with Ledger.open(out / "ledger.sqlite") as ledger:
         header, settings = ledger.header, ledger.settings
-    assert (header.method, header.settings, header.aggregation) == ("sign-rule", {"horizon": 50.0}, "median")
+    assert (header.method, header.settings, header.aggregation) == ("sign-rule", {"horizon": 50.0}, "midmean")
     assert settings is not None
     assert settings["method.name"] == "own_method.py:SignRule"  # and no folder: another machine has another
-    assert settings["federation.aggregation"] == "own_aggregation.py:Median"
+    assert settings["federation.aggregation"] == "own_aggregation.py:Midmean"
     checked = command("verify", str(out))
     assert checked.returncode == 0, checked.stderr
     more = ["-s", "federation.rounds=18", "-s", "evaluation.every=6"]
@@ -80,9 +80,9 @@ def test_a_recipe_of_nothing_but_one_s_own_runs_from_the_command_line(tmp_path: 
 def test_objects_go_where_names_do() -> None:
     """In Python: the same digests as by reference."""
     method = f"{EXAMPLES / 'own_method.py'}:SignRule"
-    aggregation = f"{EXAMPLES / 'own_aggregation.py'}:Median"
+    aggregation = f"{EXAMPLES / 'own_aggregation.py'}:Midmean"
     by_name = simulate(network(), shards(), cross_entropy, method=method, aggregation=aggregation, rounds=4)
-    by_object = simulate(network(), shards(), cross_entropy, method=SignRule(), aggregation=Median(), rounds=4)
+    by_object = simulate(network(), shards(), cross_entropy, method=SignRule(), aggregation=Midmean(), rounds=4)
     assert by_name.digest == by_object.digest
     assert by_name.head == by_object.head
 
@@ -166,7 +166,7 @@ number = 3
         ("method.name", "hizo", "no such method; did you mean 'hizoo'.*file.py:Object"),
         ("federation.aggregation", "mine.py:Unfinished", "lacks aggregate, which every .*Aggregator has"),
         ("federation.aggregation", "mine.py:number", "3 is not a class derived from scalarfl.protocol.aggregation"),
-        ("federation.aggregation", "medain", "no such aggregation; did you mean 'mean'"),
+        ("federation.aggregation", "medain", "no such aggregation; did you mean 'median'"),
         ("task.name", "mine.py:Shapeless", "has inputs = None; accepted is a tuple of whole numbers"),
         ("task.name", "mine.py:nothing", "is not a class derived from scalarfl.tasks.ArrayTask"),
         ("task.name", "digit", "no such task; did you mean 'digits'"),
@@ -234,7 +234,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         "[scalarfl.methods]\nsign-rule = offering.own_method:SignRule\nhiso = offering.own_method:SignRule\n"
         "wrong = offering.own_method:SignRule\ngone = offering.nowhere:Rule\n"
         "[scalarfl.tasks]\nrings = offering.own_task:Rings\n"
-        "[scalarfl.aggregations]\nmedian = offering.own_aggregation:Median\n"
+        "[scalarfl.aggregations]\nmidmean = offering.own_aggregation:Midmean\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     metadata.MetadataPathFinder().invalidate_caches()
@@ -252,10 +252,10 @@ def test_an_installed_package_adds_names() -> None:
     assert {"sign-rule", "hiso"} <= set(METHODS)
     assert METHODS["hiso"] is HiSo  # a name of ours cannot be taken
     assert TASKS["rings"].classes == 3
-    by_name = simulate(network(), shards(), cross_entropy, method="sign-rule", aggregation="median", rounds=3)
+    by_name = simulate(network(), shards(), cross_entropy, method="sign-rule", aggregation="midmean", rounds=3)
     assert (
         by_name.digest
-        == simulate(network(), shards(), cross_entropy, method=SignRule(), aggregation=Median(), rounds=3).digest
+        == simulate(network(), shards(), cross_entropy, method=SignRule(), aggregation=Midmean(), rounds=3).digest
     )
     with pytest.raises(InputError, match="it calls itself 'sign-rule'; the two names must be equal"):
         make_method("wrong")

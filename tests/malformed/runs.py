@@ -10,6 +10,7 @@ import torch
 
 from malformed.case import Case, Spoil
 from malformed.models import changed, cut, flipped, without, written
+from scalarfl.experiment.compare.page import PICTURES
 
 TEXTS: dict[str, str | bytes] = {
     "empty": "",
@@ -186,16 +187,7 @@ def comparisons() -> list[Case]:
     return made
 
 
-PAGE = (
-    "report.html",
-    "rounds.",
-    "forward-passes.",
-    "bytes.",
-    "learning-rates.",
-    "traffic.",
-    "participation.",
-    "hessian.",
-)
+PAGE = ("report.html", *(f"{name}.svg" for name in PICTURES))
 FORMS: dict[str, Any] = {"text": "x", "null": None, "list": [], "number": -1e400, "table": {}}
 
 

@@ -70,9 +70,10 @@ class Keys(BaseModel):
 
 
 def _picked(keys: Mapping[str, Any], federation: type[Keys], method: type[Keys]) -> dict[str, Any]:
-    """The values of these keys of a recipe's two tables."""
-    found = {key: keys[f"federation.{key}"] for key in federation.model_fields}
-    return found | {key: keys[f"method.{key}"] for key in method.model_fields}
+    """The values of these keys of a recipe's two tables; a ledger is silent about some keys at their defaults."""
+    tables = (("federation", federation), ("method", method))
+    names = {f"{table}.{key}": key for table, fields in tables for key in fields.model_fields}
+    return {key: keys[name] for name, key in names.items() if name in keys}
 
 
 class AgreedFederation(Keys):
@@ -281,7 +282,7 @@ class RunConfig(RunMethod, RunFederation):
     def of(cls, keys: Mapping[str, Any]) -> Self:
         """Out of a recipe's keys, named like ``method.lr``."""
         others = {"sampled": keys["federation.sampled"], "evaluate_every": keys["evaluation.every"]}
-        others["patience"] = keys.get("evaluation.patience", 0)  # a ledger is silent about 0
+        others["patience"] = keys.get("evaluation.patience", 0)
         return cls.model_validate(others | _picked(keys, RunFederation, RunMethod))
 
 

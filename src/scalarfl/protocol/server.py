@@ -3,10 +3,8 @@
 It holds seeds, scalars and the ledger, but no model. This module does not import torch.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -17,20 +15,13 @@ from scalarfl.ledger.store import Ledger
 from scalarfl.ledger.update import CurvedUpdate, Update
 from scalarfl.noise.seeds import derive, generator
 from scalarfl.protocol.admission import check, check_size
-from scalarfl.protocol.aggregation import Aggregator, Scalars, pooled
+from scalarfl.protocol.aggregation import Aggregator, pooled
 from scalarfl.protocol.combining import Combiner
+from scalarfl.protocol.contribution import Contribution, contribution
 from scalarfl.protocol.messages import PROTOCOL, Hello, Measure, Measured, Records, RoundReply, RoundTask, Welcome
 from scalarfl.protocol.replies import Replies, measurement
 from scalarfl.protocol.tally import Tally
 from scalarfl.protocol.trust import Magnitudes, sizes, usual
-
-
-class Contribution(NamedTuple):
-    """A validated reply."""
-
-    examples: int
-    scalars: Scalars
-    """[local_steps, kinds, P]"""
 
 
 class Server:
@@ -292,13 +283,9 @@ class Server:
 
     def _judged(self, reply: RoundReply) -> Contribution:
         """The validated reply. Raises ProtocolError with the reason why it does not count."""
-        header = self.ledger.header
-        expected = 4 * math.prod(header.shape)
-        if len(reply.scalars) != expected:
-            raise ProtocolError(f"{len(reply.scalars)} bytes of scalars, expected {expected}.")
-        scalars = unpack(reply.scalars).reshape(header.shape)
-        self._magnitudes.check(scalars)
-        return Contribution(reply.examples, scalars)
+        found = contribution(reply, self.ledger.header)
+        self._magnitudes.check(found.scalars)
+        return found
 
     def _sizes_of(self, round_: int) -> list[float]:
         """The sizes of a round's scalars, if its audit lacks them."""
