@@ -133,7 +133,7 @@ def test_a_mean_s_update_is_the_mean() -> None:
 def test_every_aggregation_runs() -> None:
     digests = {
         simulate(
-            network(), shards(5, 50), cross_entropy, aggregation=name, rounds=3, attackers=int(rule.needs_attackers)
+            network(), shards(7, 50), cross_entropy, aggregation=name, rounds=3, attackers=int(rule.needs_attackers)
         ).digest
         for name, rule in AGGREGATIONS.items()
     }
