@@ -112,7 +112,7 @@ def _serve(recipe: Path, out: Path) -> None:
     loaded = recipes.load(recipe)
     clients = {f"client-{index:04d}": build_client(loaded, f"client-{index:04d}") for index in range(4)}
     with announced.opened(out) as ledger:
-        server = Server(ledger, lr=announced.run.lr, sampled=announced.sampled)
+        server = Server(ledger, lr=announced.run.first_lr, sampled=announced.sampled)
         for client in clients.values():
             server.admit(client.hello())
         for _ in range(6):
@@ -266,7 +266,7 @@ def _opened(place: Path) -> str:
 
     announced = msgspec.json.decode((place / "announced.json").read_bytes(), type=FederationSpec)
     with announced.opened(place / "run") as ledger:
-        server = Server(ledger, lr=announced.run.lr, sampled=announced.sampled)
+        server = Server(ledger, lr=announced.run.first_lr, sampled=announced.sampled)
         tasks = server.open_round(sorted(server.admitted))
         content = ledger.head, ledger.trail, ledger.rounds, ledger.evaluations(), sorted(tasks.items())
     return repr((content, (place / "run" / "recipe.toml").read_bytes()))

@@ -43,7 +43,7 @@ def test_fedavg_is_the_textbook_s() -> None:
         copies = []
         for name in cohort(sorted(NAMED), 2, s.seed, round_):
             local = copy.deepcopy(model)
-            optimizer = torch.optim.SGD(local.parameters(), lr=start.lr)
+            optimizer = torch.optim.SGD(local.parameters(), lr=start.first_lr or 0.0)
             for step in range(s.local_steps):
                 optimizer.zero_grad()
                 loss = cross_entropy(local, drawn(NAMED[name], s.batch_size, s.seed, name, round_, step))
@@ -76,7 +76,7 @@ def test_fedavg_on_a_recipe_is_flower_s(monkeypatch: pytest.MonkeyPatch) -> None
         replies = []
         for name, data in made.clients.items():
             local = copy.deepcopy(model)
-            optimizer = torch.optim.SGD(local.parameters(), lr=start.lr)
+            optimizer = torch.optim.SGD(local.parameters(), lr=start.first_lr or 0.0)
             for step in range(s.local_steps):
                 optimizer.zero_grad()
                 loss = made.task.loss(local, drawn(data, s.batch_size, s.seed, name, round_, step))

@@ -50,7 +50,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     def run(self: object, cells: list[Cell], watcher: object) -> dict[Cell, dict[str, Any]]:
         found = {}
         for cell in cells:
-            away = math.log10(cell.lr / peaks[cell.contender.text])
+            away = 0.0 if cell.lr == "auto" else math.log10(cell.lr / peaks[cell.contender.text])
             found[cell] = flat(0.9 - 0.1 * abs(away) - 0.001 * (cell.seed % 1000), diverged=away > 1.2)
         return found
 
@@ -79,8 +79,8 @@ def test_a_grid_is_widened_until_the_best_is_inside(pretended: dict[str, float],
     assert best["fedavg"] == pytest.approx(1e-3, rel=0.05)
     assert len(found.tried(Contender("decomfl"))) == 3
     for text in ("hiso", "fedavg"):
-        tried = list(found.tried(Contender(text)))
-        assert tried[0] < best[text] < tried[-1]
+        tried = [float(lr) for lr in found.tried(Contender(text))]
+        assert tried[0] < float(best[text]) < tried[-1]
     assert len(found.tried(Contender("fzoo"))) == sweep.WIDEST  # as far as it goes
     for cell in found.results:  # tuning seeds run every learning rate, reported seeds the best alone
         assert cell.seed in (1000, 1001) or cell.lr == found.best[cell.contender]
@@ -88,6 +88,18 @@ def test_a_grid_is_widened_until_the_best_is_inside(pretended: dict[str, float],
     assert not found.same
     assert found.edge(Contender("hiso")) is None
     assert found.edge(Contender("fzoo")) == "lowest"
+
+
+def test_a_learning_rate_that_finds_itself_is_not_swept(pretended: dict[str, float], tmp_path: Path) -> None:
+    pretended |= {"decomfl": 1e-2, "decomfl:lr=auto": 1.0}
+    found = compared(tmp_path, list(pretended))
+    own = Contender("decomfl:lr=auto")
+    assert found.best[own] == "auto"
+    assert found.edge(own) is None
+    assert not found.tried(own)
+    assert [run["accuracy"] for run in found.runs(own)] == pytest.approx([0.9, 0.899, 0.898])
+    assert Cell(own, "auto", 0).folder(tmp_path).parent.name == "lr-auto"
+    assert "method.lr='auto'" in Cell(own, "auto", 0).overrides([])
 
 
 def test_a_seed_that_tunes_does_not_report(tmp_path: Path) -> None:
@@ -102,7 +114,8 @@ def test_a_learning_rate_is_judged_on_all_tuning_seeds(monkeypatch: pytest.Monke
 
     def run(self: object, cells: list[Cell], watcher: object) -> dict[Cell, dict[str, Any]]:
         return {
-            cell: flat({1e-1: 0.9, 1e-2: 0.5}[cell.lr], diverged=(cell.lr, cell.seed) == (1e-1, 1001)) for cell in cells
+            cell: flat({1e-1: 0.9, 1e-2: 0.5}[float(cell.lr)], diverged=(cell.lr, cell.seed) == (1e-1, 1001))
+            for cell in cells
         }
 
     monkeypatch.setattr("scalarfl.experiment.compare.cells.Bench.run", run)

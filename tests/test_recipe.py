@@ -59,7 +59,7 @@ def test_the_template_tells_the_truth_about_defaults() -> None:
 
 
 def test_the_learning_rate_of_a_pretrained_model() -> None:
-    def lr(**tables: dict[str, object]) -> float:
+    def lr(**tables: dict[str, object]) -> object:
         return parse({"model": {"name": "some/model"}, "task": {"name": "sst2"}} | tables).method.lr
 
     assert lr() == lr(method={"name": "decomfl"}) == 1e-5

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from scalarfl.errors import InputError, LedgerError, VerificationError
-from scalarfl.ledger.accounting import backward_passes, forward_passes, traffic
+from scalarfl.ledger.accounting import backward_passes, final_lr, forward_passes, traffic
 from scalarfl.ledger.entries import Evaluation
 from scalarfl.ledger.header import Header
 from scalarfl.ledger.store import Ledger
@@ -64,6 +64,8 @@ class Run:
     """Backward passes of one batch among them."""
     stopped: bool = False
     """Whether a callback ended the run."""
+    lr_final: float | None = None
+    """With lr = "auto": the learning rate of the last step."""
     warnings: list[str] = field(default_factory=list)
     """Likely problems of the run, with remedies."""
 
@@ -163,7 +165,7 @@ def simulate(
     shown = following(progress, config.method.name)
     started = time.perf_counter()
     replica = Replica(model, config.method, trainable, noise=config.noise)
-    header = config.header(replica.base, replica.layout.digest(), replica.layout.dimension)
+    header = config.header(replica.base, replica.layout.digest(), replica.layout.dimension, lr)
     settings = {
         "lr": lr,
         "rounds": rounds,
@@ -173,6 +175,8 @@ def simulate(
         "clients": len(named),
         **{f"clients.{name}": len(data) for name, data in named.items()},
     }
+    if run.lr_start is not None:
+        settings["lr_start"] = run.lr_start
     if run.patience:
         settings["patience"] = run.patience
         if evaluate is None and not by_clients:
@@ -208,7 +212,7 @@ def simulate(
         cohort = Cohort(parties, probe, order, attackers)
         every = evaluate_every if by_clients or evaluate else 0
         loop = RoundLoop(
-            Server(book, lr=lr, sampled=sampled, shared=True, aggregator=config.aggregation),
+            Server(book, lr=run.first_lr, sampled=sampled, shared=True, aggregator=config.aggregation),
             cohort,
             Policy(rounds, minimum=len(named), deadline=math.inf, evaluate_every=every, patience=run.patience),
             [one for one in (stack.enter_context(shown), watch) if one is not None],
@@ -229,6 +233,7 @@ def simulate(
             traffic=traffic(book),
             forward_passes=forward_passes(book),
             backward_passes=backward_passes(book),
+            lr_final=final_lr(book),
         )
 
 

@@ -20,6 +20,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def rate(lr: float | str) -> str:
+    """A learning rate: 0.003, or auto."""
+    return lr if isinstance(lr, str) else f"{lr:g}"
+
+
 def percent(value: float | None) -> str:
     """A share as a percentage with one decimal."""
     return "-" if value is None else f"{100 * value:.1f} %"

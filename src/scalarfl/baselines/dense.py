@@ -54,6 +54,8 @@ class DenseRun:
     """A backward pass counts as two."""
     backward_passes: int = 0
     """Those of ``forward_passes`` that are backward passes, each counted once here."""
+    lr_final: None = None
+    """A baseline's learning rate is given."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -118,6 +120,8 @@ class _Training(Rounds):
         self.kernels = best(self.parameters[0].device)
         self.optimizer = config.method.optimizer(self.parameters)
         self.x = [parameter.detach().clone() for parameter in self.parameters]
+        if run.lr == "auto":
+            raise InputError("lr = 'auto': baselines send no scalars that could control it; give a number.")
         self.lr = run.lr
         self.participations = 0
         self.kept: dict[str, list[Tensor]] = {}

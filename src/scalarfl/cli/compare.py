@@ -17,6 +17,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from scalarfl.errors import InputError, VerificationError, nearest
+from scalarfl.units import rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -206,7 +207,7 @@ QUIET = 20  # seconds between plain lines
 
 
 def _named(cell: "Cell") -> str:
-    return f"{cell.contender.text}, lr {cell.lr:g}, seed {cell.seed}"
+    return f"{cell.contender.text}, lr {rate(cell.lr)}, seed {cell.seed}"
 
 
 def register(app: typer.Typer) -> None:

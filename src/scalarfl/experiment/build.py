@@ -38,7 +38,7 @@ def build_client(recipe: Recipe, name: str, data: Path | None = None, slopes: Sl
         warn(warning)
     local = Local(recipe.method.local_lr, recipe.method.local_optimizer)
     replica = Replica(prepared.model, recipe.method.scalar_only, prepared.trainable, noise=recipe.method.noise)
-    made = recipe.config.header(replica.base, replica.layout.digest(), replica.layout.dimension)
+    made = recipe.config.header(replica.base, replica.layout.digest(), replica.layout.dimension, recipe.method.lr)
     replica.begin(made.digest())
     share = prepared.judged.examples if data is not None else prepared.judged.shares.get(name)
     measure = None

@@ -269,15 +269,15 @@ def _frozen(config: Any, recipe: Recipe, model: nn.Module, weight: int) -> int:
 def _bytes(recipe: Recipe, dimension: int) -> tuple[float, float]:
     """Serialized bytes (up, down) of the whole run, all clients together: the real server, fed with made-up scalars."""
     federation, method = recipe.federation, recipe.method
-    made = recipe.config.header("0" * 64, "0" * 64, dimension)
-    scalars = pack(np.ones(made.shape, dtype=np.float32))
+    made = recipe.config.header("0" * 64, "0" * 64, dimension, method.lr)
+    scalars = pack(np.ones(math.prod(made.shape) + made.extra, dtype=np.float32))
     if federation.clients > MANY:
         return _expected(recipe, made, scalars)
     names = [f"client-{index:04d}" for index in range(federation.clients)]
     rounds = min(federation.rounds, SIMULATED)
     with Ledger.create(None, made) as ledger:
         server = Server(
-            ledger, lr=method.lr, sampled=federation.sampled, shared=True, aggregator=recipe.config.aggregation
+            ledger, lr=method.first_lr, sampled=federation.sampled, shared=True, aggregator=recipe.config.aggregation
         )
         for name in names:
             server.admit(encode(Hello(PROTOCOL, name, **made.contract(), position=0, trail=made.digest()[:8])))
@@ -314,7 +314,7 @@ def _expected(recipe: Recipe, made: Header, scalars: bytes) -> tuple[float, floa
     name, middle = f"client-{many:04d}", rounds // 2
     slots = list(range(asked)) if made.directions == "per-client" else [0]
     kind = Update if made.kinds == 1 else CurvedUpdate
-    seed, lr, packed = 2**63, recipe.method.lr, scalars * len(slots)
+    seed, lr, packed = 2**63, recipe.method.first_lr or 1e-3, scalars[: 4 * math.prod(made.shape)] * len(slots)
     record = len(encode(kind(middle, seed, lr, made.local_steps, slots, packed)))
     hello = encode(Hello(PROTOCOL, name, **made.contract(), position=0, trail=made.digest()[:8]))
     task, reply = encode(RoundTask(middle, seed, lr, 0, [])), encode(RoundReply(name, middle, 1000, scalars))

@@ -83,6 +83,8 @@ class Recipe(Keys):
         for key in ("attackers", "attack"):
             if getattr(federation, key):
                 raise ValueError(f"federation.{key}: baselines send whole models; leave it out")
+        if self.method.lr == "auto":
+            raise ValueError("method.lr = 'auto': baselines send no scalars that could control it; give a number")
         if isinstance(self.model.trainable, Mask):
             raise ValueError("model.trainable: baselines send whole tensors and do not support a sparse mask")
         if self.model.dtype != "float32":
@@ -235,6 +237,7 @@ _OF_ONE_TASK = {
 
 UNUSED = {
     "method.transforms": None,
+    "method.lr_start": None,
     "federation.attackers": 0,
     "federation.attack": None,
     "evaluation.patience": 0,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from scalarfl.experiment.tables import Stacked
 from scalarfl.ledger.store import Ledger
-from scalarfl.units import duration, percent, size
+from scalarfl.units import duration, percent, rate, size
 
 Result = dict[str, Any]
 Item = TypeVar("Item")
@@ -44,7 +44,7 @@ def comparison(results: Sequence[Result]) -> Stacked:
                 f"{result['rounds']:,}",
                 best(result),
                 f"{result['test_loss']:.4f}",
-                f"{result['lr']:g}",
+                rate(result["lr"]),
                 f"{result['forward_passes']:,}",
             )
             for result in results
@@ -149,7 +149,7 @@ def plot(results: Sequence[Result], path: Path, *, costs: bool = False) -> None:
     left, right = figure.subplots(1, 2)
     for result in results:
         rounds = [point[0] for point in result["curve"]]
-        label = f"{result['method']}, lr {result['lr']:g}"
+        label = f"{result['method']}, lr {rate(result['lr'])}"
         scores = [] if result["accuracy"] is None else [100 * point[1] for point in result["curve"]]
         left.plot(rounds[: len(scores)], scores, label=label)
         if costs:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scalarfl.ledger.accounting import backward_passes, forward_passes, peak_rss_bytes, traffic
+from scalarfl.ledger.accounting import backward_passes, final_lr, forward_passes, peak_rss_bytes, traffic
 from scalarfl.ledger.entries import Evaluation, best
 from scalarfl.ledger.header import BACKWARD
 from scalarfl.ledger.store import Ledger
@@ -34,6 +34,7 @@ class Recorded:
     head: str
     diverged: bool
     seconds: float
+    lr_final: float | None = None
 
     @classmethod
     def of(cls, ledger: Ledger, dimension: int, digest: str, seconds: float = 0.0) -> "Recorded":
@@ -49,6 +50,7 @@ class Recorded:
             head=ledger.head.hex(),
             diverged=diverged(ledger),
             seconds=seconds,
+            lr_final=final_lr(ledger),
         )
 
 
@@ -79,6 +81,7 @@ def summary(
         "perturbations": keys["method.perturbations"],
         "local_steps": keys["federation.local_steps"],
         "lr": keys["method.lr"],
+        **({} if finished.lr_final is None else {"lr_final": finished.lr_final}),
         "rounds": finished.rounds,
         "forward_passes": finished.forward_passes,
         "forward_equivalents": equivalents(finished.forward_passes, finished.backward_passes, backward_cost),

@@ -154,7 +154,7 @@ def make(source: Path | None, overrides: Sequence[str] = ()) -> FederationSpec:
     layout = Layout.of([(part.name, part.values()) for part in parts])
     task = recipe.task.name
     return FederationSpec(
-        header=recipe.config.header(base, layout.digest(), layout.dimension),
+        header=recipe.config.header(base, layout.digest(), layout.dimension, recipe.method.lr),
         name="federation" if source is None else source.stem,
         metric=recipe.task.metric or "accuracy" if task == "own" else (BENCHMARKS.get(task) or TASKS.find(task)).metric,
         recipe=recipes.to_toml(recipe),

@@ -21,6 +21,7 @@ from scalarfl.ledger.header import Header
 from scalarfl.ledger.store import Ledger
 from scalarfl.model.replica import Replica
 from scalarfl.noise.seeds import derive
+from scalarfl.protocol.pace import follows
 from scalarfl.simulation import replay
 from scalarfl.tasks.objective import Score
 
@@ -108,7 +109,7 @@ def rebuild(
     check_settings(recipe, ledger)
     own = recipe.method.scalar_only
     replica = Replica(model, own, trainable(recipe.model), noise=recipe.method.noise)
-    wanted = recipe.config.header(replica.base, replica.layout.digest(), replica.layout.dimension)
+    wanted = recipe.config.header(replica.base, replica.layout.digest(), replica.layout.dimension, recipe.method.lr)
     for key in Header.__struct_fields__:
         found, recorded = getattr(wanted, key), getattr(ledger.header, key)
         if key != "format" and found != recorded and not (key == "batch_size" and recorded is None):
@@ -127,11 +128,16 @@ def rebuild(
 def check_rounds(recipe: Recipe, ledger: Ledger) -> None:
     """Raise VerificationError for a round that this recipe's server would not have recorded."""
     h = ledger.header
-    for update in ledger.updates():
+    latest, before = None, None
+    for update, (_, audit) in zip(ledger.updates(), ledger.audits("round"), strict=True):
         where = f"round {update.round} of the ledger"
-        if update.lr != recipe.method.lr:
+        if h.lr == "given" and update.lr != recipe.method.lr:
             raise VerificationError(f"{where} has lr {update.lr!r}, {RECIPE} has {recipe.method.lr!r}.")
-        if (update.seed, update.local_steps) != (derive(h.seed, "directions", update.round), h.local_steps):
+        if h.lr == "auto" and not follows(update, latest, before):
+            raise VerificationError(f"{where} has lr {update.lr!r}, which does not follow from the round before.")
+        drawn = derive(h.seed, "directions", update.round - 1 if update.lr < 0 else update.round)
+        latest, before = update, audit
+        if (update.seed, update.local_steps) != (drawn, h.rows):
             raise VerificationError(f"{where} has directions that do not match the federation's seed.")
         if update.slots and len(update.perturbations) != len(update.slots) * h.perturbations:
             raise VerificationError(

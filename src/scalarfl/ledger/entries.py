@@ -60,6 +60,8 @@ class Audit(msgspec.Struct, array_like=True, frozen=True):
     oracles: dict[str, str] | None = None
     """How clients find their scalars that do it otherwise than the header says (``header.FoundBy``): of the cohort, and
     of the admitted. Left out of the record where None."""
+    pace: Any = None
+    """With lr = "auto": the controller's state after the round (``protocol.pace``). Left out where None."""
 
     def encoded(self) -> bytes:
         """MessagePack."""

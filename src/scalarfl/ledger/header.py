@@ -44,6 +44,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     local_steps: int
     directions: Literal["shared", "per-client"]
     found_by: FoundBy = msgspec.field(default="forward", name="difference")
+    lr: Literal["given", "auto"] = "given"
+    """"auto": clients also measure the slope along the latest move, by which the server sets the learning rate."""
     aggregation: str
     attackers: int = 0
     """F, clients of a cohort that may send false scalars; what the aggregation is to withstand."""
@@ -54,7 +56,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: int
 
     def encoded(self) -> bytes:
-        """Canonical JSON: keys sorted; a batch size of None, no attackers and no transforms are left out."""
+        """Canonical JSON: keys sorted; a batch size of None, no attackers, no transforms and a given learning rate are
+        left out."""
         content = msgspec.to_builtins(self)
         if not self.attackers:
             del content["attackers"]
@@ -62,12 +65,19 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             del content["transforms"]
         if self.batch_size is None:
             del content["batch_size"]
+        if self.lr == "given":
+            del content["lr"]
         return msgspec.json.encode(content, order="sorted")
 
     @property
     def losses(self) -> int:
         """Forward passes of one batch that a client takes for a round."""
         return self.local_steps * losses(self.perturbations, self.found_by)
+
+    @property
+    def extra(self) -> int:
+        """Scalars that a client sends beside the directions': the slope along the latest move, for lr = "auto"."""
+        return 1 if self.lr == "auto" else 0
 
     @property
     def kinds(self) -> int:
@@ -107,6 +117,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 self.directions,
                 self.found_by,
                 *([self.transforms] if self.transforms else []),
+                *([{"lr": "auto"}] if self.lr == "auto" else []),
             ],
             "generator": [self.generator, self.table],
             "base": self.base,
@@ -121,3 +132,8 @@ def losses(perturbations: int, found_by: str) -> int:
     """Forward passes of one batch that a local step takes; a backward pass counts as ``BACKWARD``."""
     known = {"forward": perturbations + 1, "central": 2 * perturbations, "second": 2 * perturbations + 1}
     return known.get(found_by, 1 + BACKWARD)
+
+
+def losses_along(found_by: str) -> int:
+    """Forward passes that the slope along one more direction takes."""
+    return {"forward": 1, "central": 2, "second": 2}.get(found_by, 0)

@@ -43,6 +43,11 @@ class Update(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
         if len(set(self.slots)) != len(self.slots) or self.seed >> 64:
             raise ValueError("slots repeat or the seed exceeds 64 bits")
 
+    @property
+    def moved(self) -> bool:
+        """Whether it is a step forward, as opposed to an unused round or to one that takes a step back."""
+        return bool(self.slots) and self.lr > 0
+
     @cached_property
     def perturbations(self) -> tuple[int, ...]:
         """The indices of the directions, in the order of the scalars."""

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from scalarfl.errors import InputError
+from scalarfl.ledger.update import Update
 from scalarfl.model.cost import following
+from scalarfl.model.heading import Heading
 from scalarfl.model.overlay import Overlay
 from scalarfl.model.replica import Replica, sliced
 from scalarfl.noise.kernels import for_each_block
@@ -51,6 +53,8 @@ class Training(NamedTuple):
     """One a local step."""
     lr: float
     optimizer: str
+    back: Update | None = None
+    """As in ``LossQuery``."""
 
 
 class Gradients:
@@ -62,15 +66,21 @@ class Gradients:
         self.overlay = overlay
 
     def exact(
-        self, weights: Sequence[Tensor], seed: int, step: int, perturbations: Sequence[int], batch: Any
+        self,
+        weights: Sequence[Tensor],
+        seed: int,
+        step: int,
+        perturbations: Sequence[int],
+        batch: Any,
+        heading: Heading | None = None,
     ) -> list[float]:
-        """[f, g_1, ..., g_P] at ``weights``: the loss, and its slope along every direction."""
-        sums = np.zeros(len(perturbations), np.float64)
+        """[f, g_1, ..., g_P] at ``weights``: the loss, and its slope along every direction, last the heading."""
+        sums = np.zeros(len(perturbations) + (heading is not None), np.float64)
 
         def passed(index: int) -> Callable[[Tensor], None]:
             def hook(parameter: Tensor) -> None:
                 assert parameter.grad is not None
-                sums[:] += self._projected(index, parameter.grad, seed, step, perturbations)
+                sums[:] += self._projected(index, parameter.grad, seed, step, perturbations, heading)
                 parameter.grad = None
 
             return hook
@@ -90,7 +100,11 @@ class Gradients:
         return [float(loss.detach()), *sums.tolist()]
 
     def training(self, asked: Training) -> list[float]:
-        """[f, g_1, ..., g_P]: the loss before the first step, and the projections of the move, divided by ``lr``."""
+        """[f, g_1, ..., g_P]: the loss before the first step, and the projections of the move, divided by ``lr``.
+
+        With ``back`` the projection on that heading comes last.
+        """
+        heading = None if asked.back is None else Heading(self.replica, asked.back)
         replica, start = self.replica, self.replica.tensors
         if any(part.places is not None for part in replica.parts):
             raise InputError("slopes = 'training': an optimizer would move masked weights too; use 'exact'.")
@@ -105,10 +119,10 @@ class Gradients:
                 optimizer.step()
                 if number == 0:
                     first = float(loss.detach())
-        sums = np.zeros(len(asked.perturbations), np.float64)
+        sums = np.zeros(len(asked.perturbations) + (heading is not None), np.float64)
         for index, (x, end) in enumerate(zip(start, there, strict=True)):
             moved = (x.float() - end.float()) / asked.lr
-            sums += self._projected(index, moved, asked.seed, 0, asked.perturbations)
+            sums += self._projected(index, moved, asked.seed, 0, asked.perturbations, heading)
         return [first, *sums.tolist()]
 
     def _loss(self, batch: Any) -> Tensor:
@@ -121,9 +135,16 @@ class Gradients:
         return loss.float().mean()
 
     def _projected(
-        self, index: int, gradient: Tensor, seed: int, step: int, perturbations: Sequence[int]
+        self,
+        index: int,
+        gradient: Tensor,
+        seed: int,
+        step: int,
+        perturbations: Sequence[int],
+        heading: Heading | None,
     ) -> npt.NDArray[np.float64]:
-        """z_p . gradient over the coordinates of one tensor. Blocks are summed in order, on any number of threads."""
+        """z_p . gradient over the coordinates of one tensor, and the heading's last. Blocks are summed in order, on any
+        number of threads."""
         replica = self.replica
         places, address = replica.parts[index].places, replica.layout.addresses[index]
         flat = gradient.detach().reshape(-1)
@@ -132,12 +153,14 @@ class Gradients:
 
         def work(_: int, part: slice) -> None:
             here = flat[part].float()
+            further = [] if heading is None else [torch.dot(here.double(), heading.part(index, part).double()).item()]
             scale = replica.method.scale(sliced(replica.state[index], part))
             here = here if scale is None else here * scale
-            found[part.start] = replica.kernels.project(here, seed, step, address + part.start, perturbations)
+            slopes = replica.kernels.project(here, seed, step, address + part.start, perturbations)
+            found[part.start] = np.concatenate([slopes, further])
 
         for_each_block([flat], work, stream=True)
-        total = np.zeros(len(perturbations), np.float64)
+        total = np.zeros(len(perturbations) + (heading is not None), np.float64)
         for start in sorted(found):
             total += found[start]
         return total

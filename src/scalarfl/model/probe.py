@@ -12,8 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from scalarfl.ledger.update import Update
 from scalarfl.methods import LocalStep
 from scalarfl.model.gradients import Gradients, Training
+from scalarfl.model.heading import Heading
 from scalarfl.model.overlay import Fill, Overlay
 from scalarfl.model.replica import Replica, sliced
 from scalarfl.noise.kernels import for_each_block
@@ -22,6 +24,8 @@ from scalarfl.tasks.objective import Loss
 SMALL = 1 << 24
 """Models with up to this many trainable parameters are perturbed in one copy, shared by the cohort; larger ones layer
 by layer, which needs no more memory than the largest layer."""
+BACK = -1
+"""Stands for the direction of the latest move, beside the numbers of a round's directions."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -43,6 +47,13 @@ class LossQuery(NamedTuple):
     """Omit the loss at the position itself."""
     exact: bool = False
     """Return slopes by a backward pass instead of the displaced losses."""
+    back: Update | None = None
+    """A move whose direction (``Heading``) is one more direction, after the others."""
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        """All directions, as numbers."""
+        return (*self.perturbations, *(() if self.back is None else (BACK,)))
 
 
 Question = LossQuery | Training
@@ -83,7 +94,8 @@ class Probe:
         with torch.no_grad():
             weights = self._as_weights(self._position(question))
         step, batch = len(question.walk), question.batch
-        return self.gradients.exact(weights, question.seed, step, question.perturbations, batch)
+        heading = None if question.back is None else Heading(self.replica, question.back)
+        return self.gradients.exact(weights, question.seed, step, question.perturbations, batch, heading)
 
     @torch.no_grad()
     def losses(self, questions: Sequence[LossQuery]) -> list[list[float]]:
@@ -101,14 +113,14 @@ class Probe:
                 with self.overlay.whole(self._as_weights(position)):
                     for index in wanting:
                         losses[index][None] = self._loss(questions[index].batch)
-            points = _grouped((p, index) for index in members for p in questions[index].perturbations)
+            points = _grouped((p, index) for index in members for p in questions[index].points)
             for perturbation, askers in points.items():
                 batches = [questions[index].batch for index in askers]
                 beside = self._beside(position, here, perturbation, batches)
                 for index, value in zip(askers, beside, strict=True):
                     losses[index][perturbation] = value
         return [
-            [answers[p] for p in ((() if question.bare else (None,)) + tuple(question.perturbations))]
+            [answers[p] for p in ((() if question.bare else (None,)) + question.points)]
             for question, answers in zip(questions, losses, strict=True)
         ]
 
@@ -146,14 +158,16 @@ class Probe:
 
     def _filler(self, position: list[Tensor], here: LossQuery, perturbation: int) -> Fill:
         """A function that writes any slice of the weights at position + mu z."""
-        seed, step, mu = here.seed, len(here.walk), here.mu
+        at: tuple[Any, ...] = (here.seed, len(here.walk), perturbation, here.mu)
+        source: Replica | Heading = self.replica
+        if perturbation == BACK and here.back is not None:
+            source, at = Heading(self.replica, here.back), (here.mu,)
 
         def fill(index: int, out: Tensor, begin: int | Tensor) -> None:
-            at = (seed, step, perturbation, mu)
             if isinstance(begin, Tensor):
-                self.replica.displace_rows(index, out, position[index], begin, *at)
+                source.displace_rows(index, out, position[index], begin, *at)
             else:
-                self.replica.displace(index, out, position[index].view(-1), begin, *at)
+                source.displace(index, out, position[index].view(-1), begin, *at)
 
         return fill
 

@@ -54,6 +54,8 @@ class Replica:
         self._displace, self._carry_scaled, self._carry_vector = _fused(method, self.kernels)
         self.position = 0
         """Rounds applied."""
+        self.latest: Update | None = None
+        """The update applied last; unknown after ``restore``."""
         self.trail = b""
         """The chain over the updates applied; set to the ledger header's digest by ``begin``."""
         self.genesis = b""
@@ -146,6 +148,7 @@ class Replica:
         for update in updates:
             self.trail = link(self.trail, encode(update))
         self.position += len(updates)
+        self.latest = updates[-1] if updates else self.latest
         self.seconds += time.perf_counter() - began
 
     def _replay(self, updates: Sequence[Update]) -> None:
@@ -243,7 +246,7 @@ class Replica:
             for key, value in state.items():
                 there = kept(f"{name}:{key}").to(value.device)
                 state[key] = value.copy_(there) if value.ndim else there
-        self.position, self.trail = int(kept("position")), trail
+        self.position, self.trail, self.latest = int(kept("position")), trail, None
 
 
 class Move(NamedTuple):

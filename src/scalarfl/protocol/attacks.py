@@ -4,6 +4,7 @@ They stand behind the transport, so the server treats them like all clients. Ove
 simulate: docs/threat-model.md.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
@@ -205,7 +206,9 @@ class Attackers:
     def falsified(self, replies: Mapping[str, bytes]) -> dict[str, bytes]:
         """The replies of a cohort, the attackers' in place of what they found; with no honest one they stay."""
         sent = {name: decode(reply, RoundReply) for name, reply in replies.items() if claims(reply, RoundReply)}
-        found = {name: unpack(reply.scalars).reshape(self.header.shape) for name, reply in sent.items()}
+        size = math.prod(self.header.shape)
+        values = {name: unpack(reply.scalars) for name, reply in sent.items()}
+        found = {name: own[:size].reshape(self.header.shape) for name, own in values.items()}
         honest = [found[name] for name in sorted(found.keys() - self.names) if np.isfinite(found[name]).all()]
         falsified = dict(replies)
         if honest:
@@ -213,7 +216,9 @@ class Attackers:
             for name in sorted(found.keys() & self.names):
                 random = generator(self.header.seed, "attack", name, sent[name].round)
                 false = np.asarray(self.attack.scalars(known, found[name], random), dtype=np.float32)
-                falsified[name] = encode(msgspec.structs.replace(sent[name], scalars=pack(false)))
+                falsified[name] = encode(
+                    msgspec.structs.replace(sent[name], scalars=pack(false) + pack(-values[name][size:]))
+                )
         return falsified
 
 

@@ -9,6 +9,8 @@ from scalarfl.errors import InputError, shown
 from scalarfl.ledger.entries import Evaluation
 
 DIVERGED = "the run diverged: no client had a finite loss any more. Lower method.lr."
+Rate = float | Literal["auto"]
+"""A learning rate as users give it."""
 LOSS_RISE = 0.1
 """Relative rise of the loss above which a run without an accuracy is warned about."""
 
@@ -101,7 +103,7 @@ class EarlyStopping:
         return self._waited >= self.patience
 
 
-def fallen(evaluations: Sequence[Evaluation], lr: float) -> str | None:
+def fallen(evaluations: Sequence[Evaluation], lr: Rate) -> str | None:
     """A warning with a remedy if the last score is clearly below the first, else None.
 
     An accuracy is clearly below if the difference is more than twice its standard error, sqrt(p (1 - p) / n) for each
@@ -120,25 +122,48 @@ def fallen(evaluations: Sequence[Evaluation], lr: float) -> str | None:
         return (
             f"{became} the score was {100 * first.accuracy:.1f} % after {first.round} rounds and is "
             f"{100 * last.accuracy:.1f} % after {last.round} (standard error {100 * error:.1f}). "
-            f"The learning rate is likely too large: {_lower(lr)}."
+            f"{_remedy(lr)}"
         )
     if last.loss <= first.loss + LOSS_RISE * abs(first.loss):
         return None
     return (
         f"{became} the loss was {first.loss:.4g} after {first.round} rounds and is {last.loss:.4g} after {last.round}. "
-        f"The learning rate is likely too large: {_lower(lr)}."
+        f"{_remedy(lr)}"
     )
 
 
-def verdicts(evaluations: Sequence[Evaluation], rounds: int, lr: float, diverged: bool) -> list[str]:
+def verdicts(evaluations: Sequence[Evaluation], rounds: int, lr: Rate, diverged: bool) -> list[str]:
     """The warnings about a run that ended after ``rounds`` rounds."""
+    if diverged and lr == "auto":
+        return [f"the run diverged: no client had a finite loss any more after {rounds} rounds. Check the data."]
     if diverged:
         return [
             f"{DIVERGED} It ended after {rounds} rounds; {_lower(lr)}, and check the data if no loss was ever finite."
         ]
     worse = fallen(evaluations, lr)
+    if worse is None and lr == "auto" and _idle(evaluations):
+        return [f"the model did not become better in {rounds} rounds. {_remedy(lr)}"]
     return [] if worse is None else [worse]
 
 
-def _lower(lr: float) -> str:
+def _idle(evaluations: Sequence[Evaluation]) -> bool:
+    """Whether neither the loss nor the accuracy is better at the end than at the beginning."""
+    if len(evaluations) < 2 or evaluations[-1].round == evaluations[0].round:
+        return False
+    first, last = evaluations[0], evaluations[-1]
+    return not last.loss < first.loss and not (last.accuracy or 0.0) > (first.accuracy or 0.0)
+
+
+def _remedy(lr: Rate) -> str:
+    """What to change where a model does not become better."""
+    if lr == "auto":
+        return (
+            "lr = 'auto' found no step that helps: the slopes are mostly noise here. Use more rounds, perturbations, "
+            "clients per round or a larger batch, or give a number for method.lr (lr in Python)."
+        )
+    return f"The learning rate is likely too large: {_lower(lr)}."
+
+
+def _lower(lr: float | str) -> str:
+    assert not isinstance(lr, str)
     return f"try {lr / 10:.1g} (method.lr in a recipe, lr in Python)"

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import default_collate
 
-from scalarfl.errors import ProtocolError
+from scalarfl.errors import InputError, ProtocolError
 from scalarfl.ledger.codec import coefficients, decode, encode, pack
-from scalarfl.ledger.header import Header
+from scalarfl.ledger.header import FOLLOWED, FoundBy, Header
 from scalarfl.ledger.update import Update
 from scalarfl.model.gradients import Local, Training
 from scalarfl.model.probe import LossQuery, Probe, Question, Walk
 from scalarfl.noise.seeds import generator
-from scalarfl.protocol.config import Slopes, own_way
+from scalarfl.protocol.config import BY_LOSSES, LocalOptimizer, Slopes
 from scalarfl.protocol.messages import (
     PROTOCOL,
     Hello,
@@ -45,6 +45,10 @@ class Dataset(Protocol):
 
 Steps = Generator[Question, list[float], bytes]
 """A client's round: yields loss queries, receives the losses, returns the encoded reply."""
+
+
+SAME_NUMBERS = {"forward", "central", "exact"}
+"""Ways to find the same scalars, up to rounding and curvature; clients of one federation may differ in them."""
 
 
 class Client:
@@ -110,23 +114,26 @@ class Client:
 
         h = self.header
         own = range(task.slot * h.perturbations, (task.slot + 1) * h.perturbations)
+        back = self._latest(task) if h.extra else None
         scalars = np.zeros(h.shape, dtype=np.float32)
+        along = np.zeros(h.extra, dtype=np.float32)
         batches = (self.batch(task.round, step) for step in range(h.local_steps))
         walk: Walk = ()
-        if self.slopes == "training":
-            _, *projections = yield Training(task.seed, own, tuple(batches), *self.local)
-            scalars[0, 0] = _float32(projections)
-        elif h.found_by == "training":  # the sum of the slopes at x: what training tends to as its steps become small
-            for batch in batches:
-                scalars[0] += yield from self._slopes(LossQuery(task.seed, task.lr, h.mu, walk, own, batch))
+        if h.found_by == "training":
+            found = np.zeros((1, len(own) + (back is not None)), dtype=np.float32)
+            if self.slopes == "training":
+                _, *projections = yield Training(task.seed, own, tuple(batches), *self.local, back)
+                found[0] = _float32(projections)
+            else:  # the sum of the slopes at x: what training tends to as its steps become small
+                for batch in batches:
+                    found += yield from self._slopes(LossQuery(task.seed, task.lr, h.mu, walk, own, batch, back=back))
+            scalars[0] = self._transformed(found, along, task.round, 0)
         else:
             for step, batch in enumerate(batches):
-                found = yield from self._slopes(LossQuery(task.seed, task.lr, h.mu, walk, own, batch))
-                scalars[step] = self._transformed(found, task.round, step)
+                asked = LossQuery(task.seed, task.lr, h.mu, walk, own, batch, back=None if step else back)
+                scalars[step] = self._transformed((yield from self._slopes(asked)), along, task.round, step)
                 walk += coefficients(scalars[step, :1])
-        if h.found_by == "training":
-            scalars[0] = self._transformed(scalars[0], task.round, 0)
-        return encode(RoundReply(self.name, task.round, len(self.data), pack(scalars)))
+        return encode(RoundReply(self.name, task.round, len(self.data), pack(scalars) + pack(along)))
 
     def _slopes(self, asked: LossQuery) -> Generator[Question, list[float], Scalars]:
         """float32[kinds, P] of one local step, by f(x_k + mu z_p) beside f(x_k) or f(x_k - mu z_p), or by backward."""
@@ -172,13 +179,46 @@ class Client:
                 f"after the {len(updates)} records it received."
             )
 
-    def _transformed(self, scalars: Scalars, round_: int, step: int) -> Scalars:
-        """A local step's scalars as they are sent."""
-        return transformed(self.transforms, scalars, Context(self.header.seed, self.name, round_, step))
+    def _latest(self, task: RoundTask) -> Update | None:
+        """The latest round on record if it was a step, for the slope along it: from the task, or the replica's."""
+        latest = decode(task.updates[-1], Update) if task.updates else self.probe.replica.latest
+        if task.round and latest is None:
+            raise ProtocolError(f"{self.name}: asked for round {task.round} without the record of the round before.")
+        return latest if latest is not None and latest.moved else None
+
+    def _transformed(self, found: Scalars, along: Scalars, round_: int, step: int) -> Scalars:
+        """The scalars of a local step as they are sent; a slope along the latest move beside them goes to ``along``.
+
+        To a transform that slope is one more direction: what a transform bounds or hides holds for all of them.
+        """
+        sent = transformed(self.transforms, found, Context(self.header.seed, self.name, round_, step))
+        directions = self.header.perturbations
+        if sent.shape[1] > directions:
+            along[:] = sent[0, directions]
+        return sent[:, :directions]
 
     def batch(self, round_: int, step: int) -> Any:
         """The batch of this round and step."""
         return drawn(self.data, self.batch_size, self.header.seed, self.name, round_, step)
+
+
+def own_way(slopes: Slopes, agreed: FoundBy, optimizer: LocalOptimizer | str = "sgd") -> FoundBy:
+    """How a client finds its scalars if it differs from its federation.
+
+    In a federation that trains, another client sends the sum of its slopes at x over its local_steps batches: the unit
+    of a move by SGD, divided by the learning rate. The reverse is impossible: tau local steps have directions of their
+    own, and a whole move is not the sum of any tau vectors along them.
+    optimizer: the recipe's local_optimizer. Raises InputError if the numbers would differ.
+    """
+    by_losses: FoundBy = "forward" if agreed in FOLLOWED else agreed
+    way = by_losses if slopes == BY_LOSSES else slopes
+    known = SAME_NUMBERS | ({"training"} if agreed == "training" and optimizer == "sgd" else set())
+    if way != agreed and not {way, agreed} <= known:
+        raise InputError(
+            f"slopes = '{slopes}': other numbers than this federation's scalars, which are '{agreed}'"
+            + (f" by local_optimizer = '{optimizer}'; only 'sgd' mixes." if agreed == "training" else ".")
+        )
+    return way
 
 
 @np.errstate(all="ignore")

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from scalarfl.errors import InputError, nearest, refused
-from scalarfl.ledger.header import FOLLOWED, FoundBy, Header
+from scalarfl.ledger.header import FoundBy, Header
 from scalarfl.noise.table import GENERATORS, Noise
 from scalarfl.protocol.aggregation import AGGREGATIONS, Aggregator, make_aggregator
 from scalarfl.protocol.attacks import ATTACKS
@@ -26,8 +26,6 @@ Slopes = Literal["difference", "exact", "training"]
 BY_LOSSES: Final = "difference"
 Difference = Literal["forward", "central", "second"]
 LocalOptimizer = Literal["sgd", "adam", "adamw"]
-SAME_NUMBERS = {"forward", "central", "exact"}
-"""Ways to find the same scalars, up to rounding and curvature; clients of one federation may differ in them."""
 
 
 def _known(name: str) -> str:
@@ -176,8 +174,11 @@ class FederationConfig(Agreed):
         """What clients do to their scalars. Raises InputError for a transform that there is not."""
         return make_transforms(self.method.transforms if self.transforms is None else self.transforms)
 
-    def header(self, base: str, layout: str, dimension: int) -> Header:
-        """The header of the federation's ledger. base, layout: digests of the base model and of what is trained."""
+    def header(self, base: str, layout: str, dimension: int, lr: float | Literal["auto"] | None = None) -> Header:
+        """The header of the federation's ledger. base, layout: digests of the base model and of what is trained.
+
+        lr: the run's; parties agree on whether it is "auto", not on its value.
+        """
         generator, table = GENERATORS[self.noise]
         same = {key: getattr(self, key) for key in Agreed.model_fields if key in Header.__struct_fields__}
         return Header(
@@ -187,29 +188,11 @@ class FederationConfig(Agreed):
             method=self.method.name,
             settings=self.method.model_dump(),
             found_by=self.found_by,
+            lr="auto" if lr == "auto" else "given",
             generator=generator,
             table=table,
             **same | {"aggregation": self.aggregation.name, "transforms": described_transforms(self.pipeline)},
         )
-
-
-def own_way(slopes: Slopes, agreed: FoundBy, optimizer: LocalOptimizer | str = "sgd") -> FoundBy:
-    """How a client finds its scalars if it differs from its federation.
-
-    In a federation that trains, another client sends the sum of its slopes at x over its local_steps batches: the unit
-    of a move by SGD, divided by the learning rate. The reverse is impossible: tau local steps have directions of their
-    own, and a whole move is not the sum of any tau vectors along them.
-    optimizer: the recipe's local_optimizer. Raises InputError if the numbers would differ.
-    """
-    by_losses: FoundBy = "forward" if agreed in FOLLOWED else agreed
-    way = by_losses if slopes == BY_LOSSES else slopes
-    known = SAME_NUMBERS | ({"training"} if agreed == "training" and optimizer == "sgd" else set())
-    if way != agreed and not {way, agreed} <= known:
-        raise InputError(
-            f"slopes = '{slopes}': other numbers than this federation's scalars, which are '{agreed}'"
-            + (f" by local_optimizer = '{optimizer}'; only 'sgd' mixes." if agreed == "training" else ".")
-        )
-    return way
 
 
 class RunFederation(Keys):
@@ -227,11 +210,30 @@ class RunFederation(Keys):
 class RunMethod(Keys):
     """A run's settings in a recipe's table [method]."""
 
-    lr: float = Field(
-        1e-3, gt=0, lt=1e30, description="eta, learning rate; by default 1e-5 in a recipe with a pretrained model"
+    lr: Annotated[float, Field(gt=0, lt=1e30)] | Literal["auto"] = Field(
+        1e-3,
+        description='eta, learning rate; by default 1e-5 in a recipe with a pretrained model; "auto": the run finds it',
+    )
+    lr_start: float | None = Field(
+        None,
+        gt=0,
+        lt=1e30,
+        examples=[1e-4],
+        description='where lr = "auto" begins; left out: so low that the first step is a hundredth of mu',
     )
     local_lr: float = Field(0.1, gt=0, description='learning rate of the clients\' optimizer, with slopes = "training"')
     local_optimizer: LocalOptimizer = Field("sgd", description='that optimizer: "sgd", "adam" or "adamw"')
+
+    @property
+    def first_lr(self) -> float | None:
+        """The learning rate of the first round; None where ``lr = "auto"`` is to find that too."""
+        return self.lr_start if self.lr == "auto" else self.lr
+
+    @model_validator(mode="after")
+    def _start_without_search(self) -> Self:
+        if self.lr_start is not None and self.lr != "auto":
+            raise InputError("lr_start: it is where lr = 'auto' begins; leave it out, or set lr = 'auto'.")
+        return self
 
 
 def sampled(default: int | None) -> Any:
@@ -304,7 +306,8 @@ class Keywords(TypedDict, total=False):
     noise: Noise
     rounds: int
     attack: str | None
-    lr: float
+    lr: float | Literal["auto"]
+    lr_start: float | None
     local_lr: float
     local_optimizer: LocalOptimizer
     sampled: int | None

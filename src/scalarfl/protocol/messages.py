@@ -74,7 +74,8 @@ class RoundReply(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     examples: Count
     """Size of the client's training set, for aggregation by number of examples."""
     scalars: bytes
-    """float32, little endian, [local_steps, kinds, P]; ``Header.kinds`` scalars a direction."""
+    """float32, little endian, [local_steps, kinds, P]; ``Header.kinds`` scalars a direction. With lr = "auto" one more:
+    the slope along the latest move, 0 where there is none."""
 
 
 class Measure(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=6):

@@ -15,7 +15,7 @@ from scalarfl.errors import ProtocolError
 from scalarfl.ledger.codec import claims, decode
 from scalarfl.ledger.entries import Evaluation
 from scalarfl.ledger.update import Update
-from scalarfl.protocol.callbacks import Callbacks
+from scalarfl.protocol.callbacks import Callbacks, Rate
 from scalarfl.protocol.limits import CappedLog
 from scalarfl.protocol.messages import REFUSED, SAY_HELLO, Hello
 from scalarfl.protocol.schedule import Policy, Rounds, Work
@@ -113,9 +113,9 @@ class RoundLoop(Rounds):
         return self.server.unused
 
     @property
-    def lr(self) -> float:
-        """The learning rate of future rounds."""
-        return self.server.lr
+    def lr(self) -> Rate:
+        """The learning rate of future rounds; "auto" if the server finds it."""
+        return "auto" if self.server.ledger.header.lr == "auto" else self.server.lr
 
     def greet(self, client: str, message: bytes) -> bytes:
         """Answer a client's handshake with a Welcome or a refusal; resend an open task.

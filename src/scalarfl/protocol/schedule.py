@@ -8,10 +8,10 @@ from inspect import isawaitable
 from typing import Any, TypeVar
 
 from scalarfl.errors import note, warn
+from scalarfl.ledger.accounting import unused
 from scalarfl.ledger.entries import Evaluation, best
 from scalarfl.ledger.store import Ledger
-from scalarfl.protocol.callbacks import Callbacks, Progress, ends, fallen, together, verdicts
-from scalarfl.protocol.server import unused
+from scalarfl.protocol.callbacks import Callbacks, Progress, Rate, ends, fallen, together, verdicts
 
 DIVERGED_AFTER = 10
 """Rounds in a row without a usable reply after which a run has diverged and ends."""
@@ -83,8 +83,8 @@ class Rounds(ABC):
 
     @property
     @abstractmethod
-    def lr(self) -> float:
-        """The learning rate."""
+    def lr(self) -> Rate:
+        """The learning rate, as it was given."""
 
     @abstractmethod
     def _round(self) -> Work[float | None]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from scalarfl.errors import ProtocolError
+from scalarfl.ledger.accounting import unused
 from scalarfl.ledger.codec import decode, encode, pack, unpack
 from scalarfl.ledger.entries import Direction, Evaluation, Participant, Purpose
 from scalarfl.ledger.store import Ledger
@@ -19,6 +20,7 @@ from scalarfl.protocol.aggregation import Aggregator, pooled
 from scalarfl.protocol.combining import Combiner
 from scalarfl.protocol.contribution import Contribution, contribution
 from scalarfl.protocol.messages import PROTOCOL, Hello, Measure, Measured, Records, RoundReply, RoundTask, Welcome
+from scalarfl.protocol.pace import Pace
 from scalarfl.protocol.replies import Replies, measurement
 from scalarfl.protocol.tally import Tally
 from scalarfl.protocol.trust import Magnitudes, sizes, usual
@@ -27,8 +29,8 @@ from scalarfl.protocol.trust import Magnitudes, sizes, usual
 class Server:
     """Runs rounds on a ledger. After a crash, a new server on the same ledger resumes at its end.
 
-    lr: learning rate of future rounds; every record contains it, so it may change between rounds. sampled: size of the
-    cohort. shared: all clients share one replica, which has every record: tasks carry none, but their bytes are
+    lr: learning rate of future rounds, or with lr = "auto" of the first one, None to find that too. sampled: size of
+    the cohort. shared: all clients share one replica, which has every record: tasks carry none, but their bytes are
     counted. aggregator: the rule that the header names, unless it is built in or from an installed package.
 
     Raises InputError if a round's record could exceed a message.
@@ -38,13 +40,13 @@ class Server:
         self,
         ledger: Ledger,
         *,
-        lr: float,
+        lr: float | None,
         sampled: int,
         shared: bool = False,
         aggregator: Aggregator | None = None,
     ) -> None:
         self.ledger = ledger
-        self.lr = lr
+        self._pace = Pace(ledger.header, lr)
         self.sampled = sampled
         self.shared = shared
         self._contract = ledger.header.contract()
@@ -67,6 +69,7 @@ class Server:
                 self._positions[participant.client] = round_
         for round_, audit in ledger.audits("round"):
             self._combiner.recall(audit)
+            self._pace.recall(audit)
             self._magnitudes.note(audit.sizes or self._sizes_of(round_))
         self.unused = unused(ledger)
         """Consecutive rounds without a usable reply, up to the latest."""
@@ -81,6 +84,11 @@ class Server:
         self._tally.count(hello.client, "up", "handshake", 0, len(message))
         self._tally.count(hello.client, "down", "handshake", 0, len(answer))
         return answer
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next round; 0 in the first round of lr = "auto" without a value to start from."""
+        return self._pace.lr
 
     @property
     def moved(self) -> Mapping[Direction, int]:
@@ -170,7 +178,7 @@ class Server:
         if not asked:
             self._tally.stranger(client, len(message))
         elif self._round is not None:
-            payload = self._round.sound[client].scalars.nbytes if reason is None else 0
+            payload = 0 if reason else self._round.sound[client].payload
             self._tally.count(client, "up", "round", payload, len(message))
         else:
             self._tally.count(client, "up", "evaluation", 16, len(message))
@@ -239,7 +247,11 @@ class Server:
             packed = pack(combined)
         kind = Update if header.kinds == 1 else CurvedUpdate
         update = kind(round_, self._seed, self.lr, header.rows, slots, packed)
-        self.ledger.append(update, self._tally.take(list(opened.asked), participants, found, after))
+        pace = None
+        if header.extra:
+            latest = next(self.ledger.updates(max(0, round_ - 1), round_), None)
+            update, pace = self._pace.decided(update, latest, [opened.sound[client].along for client in order])
+        self.ledger.append(update, self._tally.take(list(opened.asked), participants, found, after, pace))
         self._combiner.recorded(after)
         self._magnitudes.note(found)
         for client in order:
@@ -311,6 +323,8 @@ class Server:
         A client that lacks more applies these, repeats the handshake and is asked ``again``.
         """
         since, ledger = self._positions[client], self.ledger
+        if ledger.header.extra and purpose == "round":  # it measures the slope along the latest move
+            since = min(since, max(0, ledger.rounds - 1))
         until = ledger.rounds if self.shared else ledger.reach(since)
         message = bare = encode(make([]))
         self._tally.count(client, "down", purpose, payload, len(bare))
@@ -325,14 +339,6 @@ class Server:
 def _prefix(count: int) -> int:
     """Bytes that MessagePack writes before the elements of an array."""
     return 1 if count < 1 << 4 else 3 if count < 1 << 16 else 5
-
-
-def unused(ledger: Ledger) -> int:
-    """Consecutive rounds without a usable reply, up to the ledger's latest."""
-    first = ledger.rounds
-    while first and not next(ledger.updates(first - 1, first)).slots:
-        first -= 1
-    return ledger.rounds - first
 
 
 def cohort(candidates: Sequence[str], sampled: int, seed: int, round_: int) -> list[str]:

@@ -74,6 +74,7 @@ class Tally:
         participants: Sequence[Participant],
         sizes: Sequence[float] = (),
         aggregator: Any = None,
+        pace: Any = None,
     ) -> Audit:
         """The audit of a round or an evaluation; from here on the notes are for the next one."""
         traffic, self._traffic = self._traffic, Counter()
@@ -97,6 +98,7 @@ class Tally:
             sizes=list(sizes),
             aggregator=aggregator,
             oracles={client: way for client, way in sorted(self._oracles.items()) if client in named} or None,
+            pace=pace,
         )
 
     def _named(self, stranger: str) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from inspect import isawaitable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from torch import nn
@@ -185,7 +185,8 @@ def contract(run: Callable[[Federate, Clients], None], *, shared: bool = False, 
                 raise Crash
 
         def federate(transport: Transport) -> RoundLoop:
-            server = Server(ledger, lr=SETTINGS["lr"], sampled=SETTINGS["sampled"], shared=shared)
+            lr = None if ledger.header.lr == "auto" else SETTINGS["lr"]
+            server = Server(ledger, lr=lr, sampled=SETTINGS["sampled"], shared=shared)
             made.append(RoundLoop(server, Between(transport, trouble), policy, die, measuring=NAMES))
             return made[0]
 
@@ -202,6 +203,13 @@ def contract(run: Callable[[Federate, Clients], None], *, shared: bool = False, 
             assert ledger.evaluations() == expected.evaluations
             assert not exact or ledger.head.hex() == expected.head
             assert not loop.retried
+
+        def test_a_learning_rate_that_finds_itself(self) -> None:
+            """Clients measure along the latest move, though evaluations have given them its record before."""
+            expected, ledger = _simulated(lr="auto"), _ledger("auto")
+            ran(ledger, "", _patient())
+            _same(ledger, expected)
+            assert not exact or ledger.head.hex() == expected.head
 
         def test_a_run_without_a_finite_loss_ends(self) -> None:
             """After ten rounds, without waiting for a deadline, and with the simulation's ledger."""
@@ -238,17 +246,17 @@ def _quick() -> Policy:
     return Policy(ROUNDS, len(NAMES), len(NAMES), deadline=DEADLINE, again=SOON, evaluate_every=EVERY)
 
 
-def _ledger() -> Ledger:
+def _ledger(lr: float | Literal["auto"] = SETTINGS["lr"]) -> Ledger:
     replica = Replica(network(), METHOD)
     config = FederationConfig(method=METHOD, **{k: SETTINGS[k] for k in ("perturbations", "batch_size")})
-    return Ledger.create(None, config.header(replica.base, replica.layout.digest(), replica.layout.dimension))
+    return Ledger.create(None, config.header(replica.base, replica.layout.digest(), replica.layout.dimension, lr))
 
 
-def _simulated(loss: Any = cross_entropy) -> Run:
+def _simulated(loss: Any = cross_entropy, lr: float | Literal["auto"] = SETTINGS["lr"]) -> Run:
     """The run that every transport must end with."""
     data = dict(zip(NAMES, shards(len(NAMES)), strict=True))
     measured = dict.fromkeys(NAMES, _score)
-    more = SETTINGS | {"rounds": ROUNDS, "evaluate_every": EVERY, "progress": False}
+    more = SETTINGS | {"lr": lr, "rounds": ROUNDS, "evaluate_every": EVERY, "progress": False}
 
     def ledger(header: Header) -> Ledger:  # the head of a server's ledger covers no settings of a simulation
         return Ledger.create(None, header)

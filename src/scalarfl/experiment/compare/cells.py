@@ -15,7 +15,9 @@ from scalarfl.experiment import recipe as recipes, run
 from scalarfl.experiment.recipe import Recipe
 from scalarfl.experiment.sections import kind_of
 from scalarfl.methods import METHODS
+from scalarfl.protocol.callbacks import Rate
 from scalarfl.registry import is_reference
+from scalarfl.units import rate
 
 
 class Watcher(Protocol):
@@ -74,7 +76,7 @@ class Cell:
     """A run of a comparison."""
 
     contender: Contender
-    lr: float
+    lr: Rate
     seed: int
 
     def overrides(self, common: Sequence[str]) -> list[str]:
@@ -83,7 +85,7 @@ class Cell:
 
     def folder(self, out: Path) -> Path:
         """The run's folder."""
-        return out / self.contender.folder / f"lr-{self.lr:g}" / f"seed-{self.seed}"
+        return out / self.contender.folder / f"lr-{rate(self.lr)}" / f"seed-{self.seed}"
 
 
 @dataclass

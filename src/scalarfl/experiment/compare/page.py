@@ -171,6 +171,8 @@ def _sensitivity(summary: Summary, metric: str) -> Figure:
     """What each learning rate of the sweep gave."""
     curves, said = [], []
     for number, one in enumerate(summary["methods"]):
+        if one["lr"] == "auto":
+            continue
         known = [(entry["lr"], entry["score"]) for entry in one["lrs"] if entry["score"] is not None]
         crosses = [entry["lr"] for entry in one["lrs"] if entry["score"] is None]
         curves.append(Curve(one["method"], number, known, crosses=crosses, ring=one["lr"]))

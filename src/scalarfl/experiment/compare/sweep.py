@@ -4,7 +4,7 @@ Tuning seeds choose a learning rate on validation examples; other seeds are repo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +14,7 @@ from scalarfl.baselines import Baseline
 from scalarfl.errors import InputError
 from scalarfl.experiment import recipe as recipes
 from scalarfl.experiment.compare.cells import Bench, Cell, Contender, Watcher
+from scalarfl.protocol.callbacks import Rate
 
 FACTOR = math.sqrt(10)
 """Between neighbours on a grid."""
@@ -41,16 +42,16 @@ class Comparison:
     same: bool
     """Whether one learning rate was given for all, instead of sweeping each method's own."""
     results: dict[Cell, Result] = field(default_factory=dict)
-    best: dict[Contender, float] = field(default_factory=dict)
+    best: dict[Contender, Rate] = field(default_factory=dict)
     """The learning rate of each, chosen with the tuning seeds."""
 
     def runs(self, contender: Contender) -> list[Result]:
         """Its runs at its learning rate, one for each reported seed."""
         return [self.results[Cell(contender, self.best[contender], seed)] for seed in self.seeds]
 
-    def tried(self, contender: Contender) -> dict[float, list[Result]]:
+    def tried(self, contender: Contender) -> dict[Rate, list[Result]]:
         """Its runs with the tuning seeds, by learning rate, in ascending order."""
-        found: dict[float, list[Result]] = {}
+        found: dict[Rate, list[Result]] = {}
         for cell, result in self.results.items():
             if cell.contender == contender and cell.seed in self.tune_seeds:
                 found.setdefault(cell.lr, []).append(result)
@@ -113,7 +114,7 @@ def compare(
     same = not isinstance(lrs, str) and len(lrs) == 1
     found = Comparison(list(contenders), list(seeds), list(tune_seeds), same)
     if same:
-        found.best = dict.fromkeys(contenders, float(lrs[0]))
+        found.best = {contender: _first_grid(bench, contender, lrs)[0] for contender in contenders}
     else:
         _tune(bench, found, lrs, watcher)
     reported = [Cell(c, found.best[c], seed) for c in contenders for seed in seeds]
@@ -124,30 +125,35 @@ def compare(
 def _tune(bench: Bench, found: Comparison, lrs: Sequence[float] | Grid, watcher: Watcher) -> None:
     """Choose every contender's learning rate."""
 
-    def cells(grids: dict[Contender, list[float]]) -> list[Cell]:
+    def cells(grids: Mapping[Contender, Sequence[Rate]]) -> list[Cell]:
         wanted = [Cell(c, lr, seed) for c, grid in grids.items() for lr in grid for seed in found.tune_seeds]
         return [cell for cell in wanted if cell not in found.results]
 
-    grids = {contender: _first_grid(bench, contender, lrs) for contender in found.contenders}
+    first = {contender: _first_grid(bench, contender, lrs) for contender in found.contenders}
+    found.best = {contender: "auto" for contender, grid in first.items() if grid == ["auto"]}
+    grids = {c: [float(lr) for lr in grid] for c, grid in first.items() if c not in found.best}
     while missing := cells(grids):
         found.results |= bench.run(missing, watcher)
         if isinstance(lrs, str):
             grids = {c: _widened(found, c, grid) for c, grid in grids.items()}
     if lrs == "fine":
         found.results |= bench.run(cells({c: _between(found, c) for c in grids}), watcher)
-    found.best = {contender: _best(found, contender) for contender in found.contenders}
+    found.best |= {contender: _best(found, contender) for contender in grids}
 
 
 def _best(found: Comparison, contender: Contender) -> float:
     """The learning rate with the highest score so far; the smallest among equals."""
-    tried = found.tried(contender)
+    tried = {float(lr): runs for lr, runs in found.tried(contender).items()}
     return max(tried, key=lambda lr: (score(tried[lr]), -lr))
 
 
-def _first_grid(bench: Bench, contender: Contender, lrs: Sequence[float] | Grid) -> list[float]:
-    if not isinstance(lrs, str):
-        return list(lrs)
+def _first_grid(bench: Bench, contender: Contender, lrs: Sequence[float] | Grid) -> list[Rate]:
+    """Where a contender's sweep begins; "auto" alone for one that finds its own learning rate."""
     method = bench.base(contender).method
+    if method.lr == "auto":
+        return ["auto"]
+    if not isinstance(lrs, str):
+        return [float(lr) for lr in lrs]
     centre = BASELINE_LR if isinstance(method.own, Baseline) else method.lr
     return [_rounded(centre * FACTOR**step) for step in (-1, 0, 1)]
 

@@ -12,7 +12,7 @@ from scalarfl.experiment.compare.cells import Cell, Contender
 from scalarfl.experiment.compare.inside import look
 from scalarfl.experiment.compare.intervals import middle, paired
 from scalarfl.experiment.compare.sweep import Comparison, score
-from scalarfl.units import duration, size
+from scalarfl.units import duration, rate, size
 
 Summary = dict[str, Any]
 FORMAT = 2
@@ -195,7 +195,7 @@ def tables(summary: Summary) -> Iterator[Columns]:
         [
             (
                 one["method"],
-                f"{one['lr']:g}{' (edge)' if one['edge'] else ''}",
+                f"{rate(one['lr'])}{' (edge)' if one['edge'] else ''}",
                 _percent(one["test"]),
                 _interval(differences.get(one["method"])),
                 _percent(one["best"]),
@@ -227,7 +227,7 @@ def tables(summary: Summary) -> Iterator[Columns]:
 
 def on_edge(one: Summary) -> str:
     """What a method's best learning rate on the edge of its grid means."""
-    return f"{one['method']}: {one['lr']:g} is the {one['edge']} learning rate tried; the best may lie beyond."
+    return f"{one['method']}: {rate(one['lr'])} is the {one['edge']} learning rate tried; the best may lie beyond."
 
 
 def described(summary: Summary) -> Iterator[str]:

@@ -17,7 +17,7 @@ from scalarfl.experiment.pages.costs import ROUNDS, Spent, figures, forwards, lo
 from scalarfl.experiment.report import dense_bytes, overview, validated
 from scalarfl.experiment.result import Recorded, summary
 from scalarfl.experiment.run_folder import CHECKPOINT, RECIPE, RESULT, keep, keys_of, load_result, open_ledger
-from scalarfl.units import duration, percent, size
+from scalarfl.units import duration, percent, rate, size
 
 PAGE = "report.html"
 CLIENTS = 60
@@ -157,7 +157,7 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "loss at the end", f"{result['test_loss']:.4f}"
     yield (
         "learning rate",
-        f"{result['lr']:g}" + (f", at the end {result['lr_final']:g}" if result.get("lr_final") else ""),
+        rate(result["lr"]) + (f", at the end {result['lr_final']:g}" if result.get("lr_final") else ""),
     )
     yield "trained parameters", f"{result['dimension']:,}"
     yield "clients", f"{result['clients']:,}, of which {result['sampled']:,} take part in a round"

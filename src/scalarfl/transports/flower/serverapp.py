@@ -31,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
         announced = specs.load(None, recipe)
     out = located(str(own["out"]))
     with announced.opened(out) as ledger:
-        server = Server(ledger, lr=announced.run.lr, sampled=announced.sampled, aggregator=announced.aggregator)
+        server = Server(ledger, lr=announced.run.first_lr, sampled=announced.sampled, aggregator=announced.aggregator)
         deadline, again = float(own["deadline"]), float(own["again"])
         policy = Policy(
             announced.run.rounds,

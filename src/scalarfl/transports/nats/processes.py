@@ -56,7 +56,7 @@ def serve(
     announced = specs.load(source, overrides)
     names = Names(run or announced.name)
     with announced.opened(out) as ledger:
-        server = Server(ledger, lr=announced.run.lr, sampled=announced.sampled, aggregator=announced.aggregator)
+        server = Server(ledger, lr=announced.run.first_lr, sampled=announced.sampled, aggregator=announced.aggregator)
         policy = Policy(
             announced.run.rounds,
             minimum=announced.sampled if minimum is None else minimum,

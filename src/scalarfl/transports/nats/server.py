@@ -59,7 +59,8 @@ class NatsServer:
     def __post_init__(self) -> None:
         self.loop = RoundLoop(self.server, self, self.policy)
         self.monitor = Monitor(self.loop, self.names, self.metric)
-        self._replies = Replies(4 * math.prod(self.ledger.header.shape) + BESIDE_SCALARS, self.loop.refusals)
+        header = self.ledger.header
+        self._replies = Replies(4 * (math.prod(header.shape) + header.extra) + BESIDE_SCALARS, self.loop.refusals)
 
     @property
     def ledger(self) -> Ledger:
