@@ -30,7 +30,7 @@ def test_bytes_of_a_long_run_are_extrapolated(tmp_path: Path, monkeypatch: pytes
     path.write_text(RECIPE)
     recipe = recipes.load(path, ["federation.rounds=400"])
     exact = plan(recipe)
-    monkeypatch.setattr("scalarfl.experiment.plan.SIMULATED", 100)
+    monkeypatch.setattr("scalarfl.experiment.traffic.SIMULATED", 100)
     assert plan(recipe).bytes_down == pytest.approx(exact.bytes_down, rel=0.1)
 
 
@@ -45,7 +45,7 @@ def test_bytes_of_many_clients_are_expected_values(
     clients = ["federation.clients=40", f"federation.sampled={sampled}", f"evaluation.by={evaluated}"]
     recipe = recipes.load(path, [*clients, f"method.directions={directions}", "federation.rounds=200"])
     exact = plan(recipe)
-    monkeypatch.setattr("scalarfl.experiment.plan.MANY", 1)
+    monkeypatch.setattr("scalarfl.experiment.traffic.MANY", 1)
     found = plan(recipe)
     assert found.bytes_up == pytest.approx(exact.bytes_up, rel=0.03)
     assert found.bytes_down == pytest.approx(exact.bytes_down, rel=0.1)
@@ -72,13 +72,16 @@ def test_time_follows_from_measured_speeds(tmp_path: Path) -> None:
     assert plan(recipe).seconds is None
 
 
-def test_memory_is_what_a_run_takes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slopes", ["difference", "exact", "training"])
+def test_memory_is_what_a_run_takes(slopes: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE + "\n")
     wide = ["-s", "model.hidden=[8000, 2000]", "-s", "federation.rounds=3", "-s", "method.name=hiso"]
+    wide += ["-s", f"method.slopes={slopes}"]
     planned = last_json(fresh("plan", str(path), *wide, "--json").stdout)
     result = last_json(fresh("run", str(path), *wide, "--out", str(tmp_path / "run"), "--json").stdout)
     assert planned["dimension"] == result["dimension"] > 16_000_000
+    assert (planned["gradient_bytes"] > 0) == (slopes != "difference")
     assert planned["client_bytes"] == pytest.approx(result["peak_rss_bytes"], rel=0.15)
 
 

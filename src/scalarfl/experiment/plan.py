@@ -1,13 +1,11 @@
 """Estimates of a recipe's cost without loading the model: parameters, memory, forward passes, bytes, time."""
 
 import math
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -16,28 +14,19 @@ from scalarfl import language
 from scalarfl.errors import InputError
 from scalarfl.experiment.prepare import check_names, lora, trainable
 from scalarfl.experiment.recipe import Recipe
+from scalarfl.experiment.traffic import planned_bytes
 from scalarfl.language.batches import MOST
 from scalarfl.language.own import paths
-from scalarfl.ledger.accounting import peak_rss_bytes, traffic
-from scalarfl.ledger.codec import decode, encode, pack
-from scalarfl.ledger.header import Header, losses
-from scalarfl.ledger.store import Ledger
-from scalarfl.ledger.update import CurvedUpdate, Update
+from scalarfl.ledger.accounting import peak_rss_bytes
+from scalarfl.ledger.header import losses
 from scalarfl.model import selection, zoo as models
 from scalarfl.model.activations import OVERHEAD
 from scalarfl.model.frozen import DEFAULT
 from scalarfl.model.partial import SLICE
 from scalarfl.model.probe import SMALL
-from scalarfl.protocol.messages import PROTOCOL, Hello, Measure, Measured, RoundReply, RoundTask, Welcome
-from scalarfl.protocol.server import Server
 from scalarfl.registry import is_reference
 from scalarfl.simulation import simulate
 from scalarfl.tasks import TASKS
-
-MANY = 2000
-"""Clients up to which every one is made up; for more, bytes are expected values."""
-SIMULATED = 2000
-"""Rounds whose messages are really made; a longer run's bytes are extrapolated from them."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +41,12 @@ class Plan:
     state_bytes: int
     """The method's vectors."""
     scratch_bytes: int
-    """Perturbed weights, and the walk where there are several local steps."""
+    """Perturbed weights, or with slopes = "training" the copy that is trained; the walk of several local steps."""
+    gradient_bytes: int
+    """With exact slopes the largest tensor's gradient; with training that of all trained weights and the optimizer's
+    state; 0 where there is no backward pass."""
     activation_bytes: int
-    """Estimate of what one forward pass holds beside the weights."""
+    """Estimate of what one forward pass holds beside the weights; with a backward pass, of what autograd keeps."""
     frozen_bytes: int
     """At most, what is kept in memory of what frozen layers make of the examples; 0 where none are split off."""
     frozen_example_bytes: int
@@ -100,17 +92,24 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
     total = sum(parameter.numel() for parameter in model.parameters())
     masked = isinstance(trainable(recipe.model), selection.Sparse)
     whole = masked or d <= SMALL
-    scratch = weight * (d if whole else _largest_layer(model, recipe))
+    found_by = recipe.config.found_by
+    scratch = gradient = 0
+    if found_by == "training":
+        scratch = weight * d
+        gradient = weight * d + STATES[method.local_optimizer] * weight * d
+    elif found_by == "exact":
+        gradient = weight * max(shapes)
+    else:
+        scratch = weight * (d if whole else _largest_layer(model, recipe))
     if masked:
         scratch += (weight + 8) * d  # the compact values and their places
-    if federation.local_steps > 1:
+    if federation.local_steps > 1 and found_by != "training":
         scratch += 4 * d
     state = 4 * d * method.scalar_only.vectors
-    activations = _activations(config, recipe, model)
-    found_by = recipe.config.found_by
+    activations = _activations(config, recipe, model) + (_kept(config, recipe, model) if gradient else 0)
     each = losses(method.perturbations, found_by)
     passes = federation.sampled * each * federation.local_steps
-    up, down = _bytes(recipe, d)
+    up, down = planned_bytes(recipe, d)
     process = _process(recipe) + _data(recipe)
     an_example = _frozen(config, recipe, model, weight)
     limit = 1_000_000 * (DEFAULT if recipe.model.frozen_cache is None else recipe.model.frozen_cache)
@@ -118,9 +117,10 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
     kept = min(limit, (an_example + OVERHEAD) * drawn) if an_example else 0
     per_step = method.perturbations * d
     slots = federation.sampled if method.directions == "per-client" else 1
-    probed = federation.local_steps * per_step * (slots if whole else federation.sampled)
+    rows = 1 if found_by == "training" else federation.local_steps
+    probed = rows * per_step * (slots if whole and not gradient else federation.sampled)
     passes_over_noise = 2 if method.scalar_only.curved else 1  # itself, and its square
-    replayed = (1 if found_by == "training" else federation.local_steps) * per_step * slots * passes_over_noise
+    replayed = rows * per_step * slots * passes_over_noise
     seconds = None
     if forward_seconds is not None:
         seconds = passes * forward_seconds + (probed + replayed) / noise_per_second
@@ -130,11 +130,12 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
         weights_bytes=weight * total,
         state_bytes=state,
         scratch_bytes=scratch,
+        gradient_bytes=gradient,
         activation_bytes=activations,
         frozen_bytes=kept,
         frozen_example_bytes=an_example,
         process_bytes=process,
-        client_bytes=process + weight * total + state + scratch + activations + kept,
+        client_bytes=process + weight * total + state + scratch + gradient + activations + kept,
         server_bytes=SERVER_BYTES,
         forward_passes_a_round=passes,
         forward_passes=passes * federation.rounds,
@@ -150,6 +151,10 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
 
 
 SERVER_BYTES = 60_000_000
+STATES = {"sgd": 0, "adam": 2, "adamw": 2}
+"""Numbers that an optimizer of the clients keeps for each weight."""
+KEPT = 8
+"""Hidden states per layer that autograd keeps."""
 LIBRARY_BUFFERS = 50_000_000  # what matrix libraries set aside as they meet new shapes; seen on CPUs, roughly
 TEXT_IN_MEMORY = 10  # bytes that an example takes as text and tokens, for each byte of its file
 
@@ -255,6 +260,21 @@ def _activations(config: Any, recipe: Recipe, model: nn.Module) -> int:
     return int(weight * tokens * (6 * hidden + 2 * inner) + 4 * 2 * logits)
 
 
+def _kept(config: Any, recipe: Recipe, model: nn.Module) -> int:
+    """What autograd keeps of a forward pass for the backward pass, beyond the pass's own peak: a rough estimate.
+
+    Per layer of a language model its norms' and attention's inputs and outputs, and the MLP's before and after its
+    activation; measured at OPT-125M by `benchmarks.exact_memory`.
+    """
+    if config is None:
+        return _activations(config, recipe, model)
+    tokens = recipe.federation.batch_size * recipe.task.max_length
+    hidden: int = config.hidden_size
+    inner: int = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * hidden
+    weight = 4 if recipe.model.dtype == "float32" else 2
+    return int(weight * config.num_hidden_layers * tokens * (KEPT * hidden + 2 * inner))
+
+
 def _frozen(config: Any, recipe: Recipe, model: nn.Module, weight: int) -> int:
     """What is kept of one example at the first trained layer; 0 where the model is not split."""
     wanted = recipe.model.trainable
@@ -264,77 +284,3 @@ def _frozen(config: Any, recipe: Recipe, model: nn.Module, weight: int) -> int:
         first = selection.select(model, trainable(recipe.model))[0].parameter
         return 4 * (first.shape[1] if first.ndim == 2 else math.prod(TASKS.find(recipe.task.name).inputs))
     return int(weight * config.hidden_size * (1 if wanted == "head" else recipe.task.max_length))
-
-
-def _bytes(recipe: Recipe, dimension: int) -> tuple[float, float]:
-    """Serialized bytes (up, down) of the whole run, all clients together: the real server, fed with made-up scalars."""
-    federation, method = recipe.federation, recipe.method
-    made = recipe.config.header("0" * 64, "0" * 64, dimension, method.lr)
-    scalars = pack(np.ones(math.prod(made.shape) + made.extra, dtype=np.float32))
-    if federation.clients > MANY:
-        return _expected(recipe, made, scalars)
-    names = [f"client-{index:04d}" for index in range(federation.clients)]
-    rounds = min(federation.rounds, SIMULATED)
-    with Ledger.create(None, made) as ledger:
-        server = Server(
-            ledger, lr=method.first_lr, sampled=federation.sampled, shared=True, aggregator=recipe.config.aggregation
-        )
-        for name in names:
-            server.admit(encode(Hello(PROTOCOL, name, **made.contract(), position=0, trail=made.digest()[:8])))
-        for round_ in range(rounds + 1):
-            if recipe.evaluation.by == "clients" and (round_ % recipe.evaluation.every == 0 or round_ == rounds):
-                server.close_evaluation(
-                    (name, encode(Measured(name, round_, 100, 1.0, 0.5, b"\0" * 32)))
-                    for name in server.open_evaluation(names)
-                )
-            if round_ < rounds:
-                server.close_round(_replies(server.open_round(names), scalars))
-        moved = traffic(ledger)
-    up, down = (
-        sum(serialized for (way, _), (_, serialized) in moved.items() if way == direction)
-        for direction in ("up", "down")
-    )
-    longer = federation.rounds / rounds if rounds else 0.0
-    return up * longer, down * longer
-
-
-def _replies(tasks: dict[str, bytes], scalars: bytes) -> Iterable[tuple[str, bytes]]:
-    for name, message in tasks.items():
-        yield name, encode(RoundReply(name, decode(message, RoundTask).round, 1000, scalars))
-
-
-def _expected(recipe: Recipe, made: Header, scalars: bytes) -> tuple[float, float]:
-    """The same for more clients than are worth making up one by one: message sizes times expected numbers.
-
-    A client takes part in a round with probability p = m / M. When it is asked at round r, it lacks (1 - (1 - p)^r) / p
-    rounds on average. An evaluation by the clients brings all of them up to date.
-    """
-    federation, evaluation = recipe.federation, recipe.evaluation
-    many, asked, rounds = federation.clients, federation.sampled, federation.rounds
-    name, middle = f"client-{many:04d}", rounds // 2
-    slots = list(range(asked)) if made.directions == "per-client" else [0]
-    kind = Update if made.kinds == 1 else CurvedUpdate
-    seed, lr, packed = 2**63, recipe.method.first_lr or 1e-3, scalars[: 4 * math.prod(made.shape)] * len(slots)
-    record = len(encode(kind(middle, seed, lr, made.local_steps, slots, packed)))
-    hello = encode(Hello(PROTOCOL, name, **made.contract(), position=0, trail=made.digest()[:8]))
-    task, reply = encode(RoundTask(middle, seed, lr, 0, [])), encode(RoundReply(name, middle, 1000, scalars))
-    measure, measured = encode(Measure(middle, [])), encode(Measured(name, middle, 100, 1.0, 0.5, b"\0" * 32))
-    p = asked / many
-
-    def lacking(round_: int) -> float:
-        """Rounds that a client lacks so many rounds after all were up to date."""
-        return float(round_) if p == 1 and round_ < 2 else -math.expm1(round_ * math.log1p(-p)) / p if p < 1 else 1.0
-
-    def sent(length: int) -> float:
-        """Records sent to cohorts in so many rounds after all were up to date."""
-        return asked / p * (length - lacking(length)) if length else 0.0
-
-    by_clients = evaluation.by == "clients"
-    window = min(evaluation.every, rounds) if by_clients else rounds
-    windows = rounds / window if window else 0.0
-    records = windows * (sent(window) + (many * lacking(window) if by_clients else 0.0))
-    times = many * (1 + windows) if by_clients else 0.0
-    up = many * len(hello) + rounds * asked * len(reply) + times * len(measured)
-    welcome = len(encode(Welcome(PROTOCOL, 0)))
-    down = many * welcome + rounds * asked * len(task) + times * len(measure) + records * record
-    return up, down

@@ -108,8 +108,9 @@ def thinned(points: Sequence[Item], most: int = 12) -> list[Item]:
 def planned(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """A plan as names and what they are."""
     yield "parameters", f"{plan['parameters']:,}, of which {plan['dimension']:,} are trained"
-    parts = ("weights", "state", "scratch", "activation", "frozen", "process")
-    shares = [f"{part} {size(plan[f'{part}_bytes'])}" for part in parts if part != "frozen" or plan["frozen_bytes"]]
+    parts = ("weights", "state", "scratch", "gradient", "activation", "frozen", "process")
+    shown = (part for part in parts if plan[f"{part}_bytes"] or part not in ("gradient", "frozen"))
+    shares = [f"{part} {size(plan[f'{part}_bytes'])}" for part in shown]
     yield "memory of a client", f"{size(plan['client_bytes'])}: {', '.join(shares)}"
     yield "", "a simulation of all clients needs the same"
     if plan["frozen_example_bytes"]:
