@@ -23,7 +23,8 @@ from scalarfl.model.replica import Replica
 
 OUT = Path(__file__).parent / "results" / "exact_memory.json"
 WAYS = ("inference", "exact", "training", "whole gradient")
-BATCH = (torch.zeros(8, 64, dtype=torch.int64) + torch.arange(64), None)
+TOKENS = torch.zeros(8, 64, dtype=torch.int64) + torch.arange(64)
+BATCH = (TOKENS, TOKENS)
 DIRECTIONS = 64
 
 

@@ -46,8 +46,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
 }
 """By name: the settings, and those of the server's step, of which the best is chosen."""
 SPENT: dict[str, tuple[list[str], list[str]]] = {
-    "scalars, 40 bytes": (TEN, [f"method.lr={lr}" for lr in (0.005, 0.0035, 0.007)]),
-    "scalars, 40 bytes, momentum": ([*TEN, "method.name=momentum"], [f"method.lr={lr}" for lr in (0.005, 0.01)]),
+    "scalars, 40 bytes": (TEN, ["method.lr=0.005", "method.lr=0.0035", "method.lr=0.007"]),
+    "scalars, 40 bytes, momentum": ([*TEN, "method.name=momentum"], ["method.lr=0.005", "method.lr=0.01"]),
     "scalars, 40 bytes, 10 local steps": (training(10, 0.05, tau=10), ["method.lr=0.005", "method.lr=0.0035"]),
 }
 """Ways to spend 40 bytes by scalars, tried with the tuning seed alone."""
@@ -92,9 +92,10 @@ def main() -> None:
             if seed not in [run["seed"] for run in case["runs"]]:
                 case["runs"].append(measure([*settings, chosen(case) or choices[0]], seed))
                 keep(f"{name}, seed {seed}", case["runs"][-1]["accuracy"])
-        if seed == SEEDS[1]:
-            for name, (settings, choices) in SPENT.items():
-                tune(name, settings, choices)
+        if seed == SEEDS[0]:
+            for number in range(3):
+                for name, (settings, choices) in SPENT.items():
+                    tune(name, settings, choices[number : number + 1])
     print("| clients send | chosen | test accuracy, % | bytes up | bytes down |\n|---|---|---:|---:|---:|")
     for name in CASES:
         case = found[name]

@@ -121,7 +121,7 @@ class Gradients:
                     first = float(loss.detach())
         sums = np.zeros(len(asked.perturbations) + (heading is not None), np.float64)
         for index, (x, end) in enumerate(zip(start, there, strict=True)):
-            moved = (x.float() - end.float()) / asked.lr
+            moved = (x.float() - end.float()).div_(asked.lr)
             sums += self._projected(index, moved, asked.seed, 0, asked.perturbations, heading)
         return [first, *sums.tolist()]
 
