@@ -17,7 +17,7 @@ env: .venv/ready  ## create .venv from the pinned constraints
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: env  ## train on real digits with DeComFL, HiSo and FedAvg, compare, plot and verify
+demo: env  ## how many bytes until a network reads digits? FedAvg and three scalar-only methods, a minute
 	$(BIN)/scalarfl demo
 
 test: env lint  ## lint, check types, run all tests

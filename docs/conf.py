@@ -22,7 +22,7 @@ author = "The scalarfl developers"
 version = release = scalarfl.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "README"
-include_patterns = ["*.md", "docs/**.md", "recipes/*.md"]
+include_patterns = ["*.md", "docs/**.md", "examples/*.md", "recipes/*.md"]
 exclude_patterns = [".*", "build", "dist", "runs", "site", "src"]  # not searched for pages
 html_theme = "furo"
 html_title = f"scalarfl {version}"

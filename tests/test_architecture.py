@@ -12,7 +12,7 @@ SOURCE = Path(scalarfl.__file__).parent
 # From the bottom to the top: a package or module imports only from the rows before its own, never from its own row.
 LAYERS = [
     {"errors"},
-    {"units", "files"},
+    {"units", "files", "picture"},
     {"registry"},
     {"noise", "methods"},
     {"ledger", "tasks"},

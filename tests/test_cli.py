@@ -130,15 +130,32 @@ def test_progress_goes_to_standard_error(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "r" / "result.json").exists()
 
 
-def test_the_demo_runs(tmp_path: Path) -> None:
-    done = command("demo", "--rounds", "20", "--out", str(tmp_path / "demo"))
+def test_the_demo_runs_is_interrupted_and_continues(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    arguments = ["demo", "--rounds", "30", "--out", str(out)]
+    program = [sys.executable, "-m", "scalarfl", *arguments]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_rounds(out / "projected" / "ledger.sqlite", 2, process, seconds=600)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert f"scalarfl demo --out {out} --rounds 30" in said
+    done_before = (out / "fedavg" / "result.json").read_bytes()
+    assert not (out / "projected" / "result.json").exists()
+    done = command(*arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("verified") == 3
-    assert "fedavg" in done.stdout
-    assert re.search(
-        r"HiSo reached [0-9.]+ %, and a client sent .+; FedAvg reached .+, [0-9]+ times as much", done.stdout
-    )
-    assert (tmp_path / "demo" / "curves.png").exists()
+    assert (out / "fedavg" / "result.json").read_bytes() == done_before
+    assert json.loads((out / "projected" / "result.json").read_text())["rounds"] == 30
+    assert "verified: from base model and ledger, 3 of 4 models were rebuilt bit for bit" in done.stderr
+    assert max(len(line) for line in done.stdout.splitlines() if str(out) not in line) <= 80
+    told = " ".join(done.stdout.split())
+    assert re.search(r"Projected training reached .+ a client, .+ FedAvg reached .+, [0-9]+ times as much", told)
+    picture = (out / "curves.svg").read_text()
+    assert all(entry.label in picture for entry in demo.ENTRIES.values())
+    assert demo._unfinished(out, {name: demo.recipe(name, 30) for name in demo.ENTRIES}) is False
+
+
+def test_the_demo_spares_what_it_has_not_written(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     done = command("demo", "--rounds", "5", "--out", str(tmp_path / "mine"))
@@ -300,8 +317,8 @@ def rounds_in(path: Path) -> int:
     return int(rounds)
 
 
-def wait_for_rounds(path: Path, rounds: int, process: "subprocess.Popen[str]") -> None:
-    end = time.monotonic() + 60
+def wait_for_rounds(path: Path, rounds: int, process: "subprocess.Popen[str]", seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
     while rounds_in(path) < rounds:
         assert process.poll() is None, "the run ended by itself"
         assert time.monotonic() < end
@@ -328,7 +345,7 @@ def test_a_demo_replaces_a_demo_and_deletes_nothing_else(tmp_path: Path) -> None
         "a file beside": lambda: (out / "notes.txt").write_text("x"),
         "a file in a run": lambda: (out / "hiso" / "thesis.txt").write_text("x"),
         "a folder in a run": lambda: (out / "hiso" / "curve.png").mkdir(),
-        "a run of the user's": lambda: shutil.copytree(tmp_path / "mine", out / "hiso-scalar"),
+        "a run of the user's": lambda: shutil.copytree(tmp_path / "mine", out / "projected"),
         "a mark of the user's": lambda: (out / "hiso" / demo.MARK).write_text("mine"),
         "no mark": lambda: (out / demo.MARK).unlink(),
     }

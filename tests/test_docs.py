@@ -26,7 +26,12 @@ from scalarfl.protocol.attacks import ATTACKS
 from support import command, cross_entropy, network, shards
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "recipes" / "README.md"]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "recipes" / "README.md",
+    ROOT / "examples" / "README.md",
+]
 
 
 def blocks(page: str, language: str) -> list[str]:

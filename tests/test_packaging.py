@@ -108,11 +108,12 @@ def homes_of_modules() -> Mapping[str, list[str]]:
 
 @pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples"])
 def test_every_third_party_import_is_declared(folder: str) -> None:
-    own = [path.stem for path in (ROOT / "tests").iterdir() if path.is_dir() or path.suffix == ".py"]
+    beside = [*(ROOT / "tests").iterdir(), *(ROOT / "examples").iterdir()]
+    own = [path.stem for path in beside if path.is_dir() or path.suffix == ".py"]
     ours = {"scalarfl", "benchmarks", *own}
     homes = homes_of_modules()
     known = {str(canonicalize_name(requirement.name)) for requirement in declared()}
-    trackers = {"mlflow", "trackio"} if folder == "examples" else set()  # each named in its example's first line
+    trackers = {"mlflow", "trackio", "wandb"} if folder == "examples" else set()  # each named in its first line
     for module in sorted(imported(ROOT / folder) - ours - trackers - set(sys.stdlib_module_names)):
         names = {str(canonicalize_name(name)) for name in homes.get(module, [module])}
         assert names & known, f"{folder} imports {module}: pyproject.toml declares none of {sorted(names)}"

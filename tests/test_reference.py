@@ -118,7 +118,8 @@ class Page(HTMLParser):
 
 def check_pages(site: Path) -> None:
     """Every page is there, and every public name, with its signature if it has one."""
-    pages = [path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("recipes/*.md")]]
+    files = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("recipes/*.md")]
+    pages = [path.relative_to(ROOT) for path in files]
     assert [page for page in pages if not (site / page.with_suffix(".html")).exists()] == []
     assert (site / "index.html").read_text() == (site / "README.html").read_text()
     api = Page((site / "docs" / "api.html").read_text())

@@ -48,7 +48,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert len(events.Scalars("train_loss")) == 12
 
 
-@pytest.mark.parametrize("name", ["mlflow", "trackio"])
+@pytest.mark.parametrize("name", ["mlflow", "trackio", "wandb"])
 def test_the_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for the tracker's module that takes just the calls that the real one documents."""
     logged: list[tuple[dict[str, float], int]] = []
@@ -68,6 +68,7 @@ def test_the_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "log": log,
             "finish": lambda: None,
         },
+        "wandb": {"init": lambda project, name, config, mode, dir: None, "log": log, "finish": lambda: None},
     }
     stand_in.__dict__.update(calls[name])
     monkeypatch.setitem(sys.modules, name, stand_in)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Literal, Unpack
 
 import torch
 from torch import nn
 
+from scalarfl import picture
 from scalarfl.errors import InputError, LedgerError, VerificationError
 from scalarfl.ledger.accounting import backward_passes, final_lr, forward_passes, traffic
 from scalarfl.ledger.entries import Evaluation
@@ -93,9 +93,9 @@ class Run:
         return f"Run({', '.join(f'{name}={value}' for name, value in self._facts().items())})"
 
     def _repr_html_(self) -> str:
-        """A small table, for notebooks."""
-        rows = (f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in self._facts().items())
-        return f"<table>{''.join(rows)}</table>"
+        """The curve and a small table, for notebooks."""
+        curve = [(score.round, score.accuracy, score.loss) for score in self.evaluations]
+        return picture.html(self._facts(), picture.course({self.replica.method.name: curve}))
 
     def _facts(self) -> dict[str, str]:
         """The main facts, as text."""

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from rich.progress import Progress as Bar
 from scalarfl import __version__
 from scalarfl.cli import (
     compare as cli_compare,
+    demo as cli_demo,
     flower as cli_flower,
     network as cli_network,
     overview,
@@ -44,39 +44,12 @@ Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, the last line of output.")]
 
 
+cli_demo.register(app)
+
+
 def say(text: str) -> None:
     """A line for the person at the terminal, on standard error."""
     errors.print(text, markup=False, soft_wrap=True)
-
-
-@app.command()
-def demo(
-    out: Annotated[
-        Path | None, typer.Option(help="Folder; replaces an earlier demonstration. Default: runs/demo, runs/demo-llm.")
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each run.")] = None,
-    llm: Annotated[bool, typer.Option("--llm", help="Fine-tune a real language model, SmolLM2, instead.")] = False,
-) -> None:
-    """Train a network on real digits with DeComFL, HiSo, HiSo's scalar twin and FedAvg; compare, plot and verify."""
-    from scalarfl.experiment import demo as demonstration, report, run as runs
-
-    if llm:
-        from scalarfl.cli import demo_llm
-
-        demo_llm.demo(out, rounds, errors, output)
-        return
-    out, rounds = out or Path("runs/demo"), rounds or 2000
-    try:
-        results = demonstration.demo(out, rounds, say, partial(watching, console=errors))
-    except runs.Interrupted:
-        say(f"interrupted; finished runs stay in {out} until the next demonstration replaces them")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    output.print(report.comparison(results))
-    drawn = f"{out / 'curves.png'}." if report.can_plot() else f"not drawn: {install_hint('plot')} first."
-    output.print(f"Curves: {drawn}", markup=False, soft_wrap=True)
-    output.print("Each run's folder holds its recipe, ledger and result. To verify a run:")
-    output.print(f"    scalarfl verify {out / 'hiso'}")
-    output.print(demonstration.conclusion(results), soft_wrap=True)
 
 
 @app.command()

@@ -106,7 +106,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         table = tables.get(section)
         if isinstance(table, dict) and isinstance(table.get(key), str):
             table[key] = placed(table[key], start)
-    return _absolute(parse(tables), start)
+    return absolute(parse(tables), start)
 
 
 REFERENCES = (
@@ -126,8 +126,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid TOML: {error}.") from None
 
 
-def _absolute(recipe: Recipe, start: Path) -> Recipe:
-    """The recipe with absolute paths; relative ones start at its folder."""
+def absolute(recipe: Recipe, start: Path = Path()) -> Recipe:
+    """The recipe with absolute paths; relative ones start at this folder, or here."""
 
     def from_start(text: str) -> str:
         return str(located(text, start))

@@ -137,11 +137,8 @@ def can_plot() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def plot(results: Sequence[Result], path: Path, *, costs: bool = False) -> None:
-    """Draw accuracy and loss against rounds, one line a result, to a PNG.
-
-    costs: draw accuracy against a client's bytes, up and down, in place of the loss; they grow evenly with the rounds.
-    """
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Draw accuracy and loss against rounds, one line a result, to a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -153,16 +150,10 @@ def plot(results: Sequence[Result], path: Path, *, costs: bool = False) -> None:
         label = f"{result['method']}, lr {rate(result['lr'])}"
         scores = [] if result["accuracy"] is None else [100 * point[1] for point in result["curve"]]
         left.plot(rounds[: len(scores)], scores, label=label)
-        if costs:
-            a_round = (result["serialized_bytes_up"] + result["serialized_bytes_down"]) / max(1, result["rounds"])
-            right.plot([a_round * count for count in rounds[1 : len(scores)]], scores[1:], label=label)
-        else:
-            right.plot(rounds, [point[2] for point in result["curve"]], label=label)
+        right.plot(rounds, [point[2] for point in result["curve"]], label=label)
     rows = "validation" if validated(results[0]) else "test"
     left.set(xlabel="rounds", ylabel=f"{rows} accuracy (%)", title=f"{results[0]['task']}, {results[0]['model']}")
     right.set(xlabel="rounds", ylabel=f"{rows} loss", title=f"d = {results[0]['dimension']:,} parameters")
-    if costs:
-        right.set(xlabel="bytes a client, up and down", ylabel=f"{rows} accuracy (%)", xscale="log")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()

@@ -97,8 +97,10 @@ def _score(task: Task, examples: ExampleSet, model: nn.Module) -> Score:
 def run(recipe: Recipe, out: Path, *, resume: bool = False, callbacks: Callbacks = None) -> dict[str, Any]:
     """Run a recipe in the folder ``out`` and return the content of ``result.json``.
 
-    Raises InputError if the folder holds another run or cannot be written, and Interrupted after Ctrl-C or SIGTERM.
+    Relative paths in the recipe start in the working directory. Raises InputError if the folder holds another run or
+    cannot be written, and Interrupted after Ctrl-C or SIGTERM.
     """
+    recipe = recipes.absolute(recipe)
     with folder.sentences_for_disks(out):
         _check_folder(recipe, out, resume)  # before anything is loaded
         prepared = prepare(recipe)

@@ -10,11 +10,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from scalarfl import picture
 from scalarfl.baselines import Baseline
 from scalarfl.errors import InputError
 from scalarfl.experiment import recipe as recipes
 from scalarfl.experiment.compare.cells import Bench, Cell, Contender, Watcher
 from scalarfl.protocol.callbacks import Rate
+from scalarfl.units import percent, rate
 
 FACTOR = math.sqrt(10)
 """Between neighbours on a grid."""
@@ -30,7 +32,7 @@ Grid = Literal["auto", "fine"]
 Result = dict[str, Any]
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     """All runs of a comparison, and the chosen learning rates."""
 
@@ -44,6 +46,22 @@ class Comparison:
     results: dict[Cell, Result] = field(default_factory=dict)
     best: dict[Contender, Rate] = field(default_factory=dict)
     """The learning rate of each, chosen with the tuning seeds."""
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(f'{name}={value}' for name, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        """The first reported seed's curves and a small table, for notebooks."""
+        curves = {contender.text: self.runs(contender)[0]["curve"] for contender in self.best}
+        return picture.html(self._facts(), picture.course(curves))
+
+    def _facts(self) -> dict[str, str]:
+        """Each method's score on the test examples at its learning rate, as text."""
+        return {
+            contender.text: f"{percent(mean)} (lr {rate(lr)}, {len(self.seeds)} seeds)"
+            for contender, lr in self.best.items()
+            for mean in [_mean([run["test_accuracy"] for run in self.runs(contender)])]
+        }
 
     def runs(self, contender: Contender) -> list[Result]:
         """Its runs at its learning rate, one for each reported seed."""
@@ -63,6 +81,11 @@ class Comparison:
         if len(tried) < 2:
             return None
         return {tried[0]: "lowest", tried[-1]: "highest"}.get(self.best[contender])  # type: ignore[return-value]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def score(results: Sequence[Result]) -> float:
