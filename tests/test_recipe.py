@@ -125,7 +125,7 @@ def test_another_method_starts_from_its_own_settings(tmp_path: Path) -> None:
         (["federation.seed=-1"], "federation.seed = -1"),
         (["federation.partition=random"], "federation.partition = 'random': it should be 'iid' or 'dirichlet'"),
         (["federation.alpha=0"], "federation.alpha = 0"),
-        (["federation.aggregation=median"], "federation.aggregation = 'median'"),
+        (["federation.aggregation=medoid"], "federation.aggregation = 'medoid'"),
         (["federation.balanced=1"], "federation.balanced = 1: it should be a valid boolean"),
         (["evaluation.every=0"], "evaluation.every = 0"),
         (["model.dtype=float64"], "model.dtype = 'float64': it should be 'float32'"),
