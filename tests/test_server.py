@@ -463,6 +463,8 @@ def test_a_party_answers_whatever_it_is_sent() -> None:
     client.evaluate = broken
     failed = decode(party.respond(encode(Measure(0, []))), Failed)
     assert (failed.client, failed.round, failed.reason) == (name, 0, "OSError")
+    with pytest.raises(Refused, match="the server is faulty: it announced the seed 1 for round 0, the header implies "):
+        party.respond(encode(RoundTask(0, 1, 0.1, 0, [])))
     with pytest.raises(Refused, match="the server refuses: another base model"):
         party.respond(REFUSED + b"another base model")
     with pytest.raises(Refused, match="speaks protocol 99, this client 2"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from scalarfl.cli import members
 from scalarfl.errors import InputError, install_hint
 
 if TYPE_CHECKING:
@@ -150,7 +151,9 @@ def client(
     print(json.dumps(found))
 
 
-network = typer.Typer(help="Create a federation's start-up kits, or start a broker.", no_args_is_help=True)
+network = typer.Typer(
+    help="Create a federation's start-up kits, change who takes part, or start a broker.", no_args_is_help=True
+)
 
 
 @network.command("init")
@@ -277,4 +280,5 @@ def register(app: typer.Typer) -> None:
     app.command()(server)
     app.command()(client)
     app.command()(status)
+    members.register(network)
     app.add_typer(network, name="network")

@@ -16,7 +16,7 @@ from scalarfl.ledger.header import FOLLOWED, FoundBy, Header
 from scalarfl.ledger.update import Update
 from scalarfl.model.gradients import Local, Training
 from scalarfl.model.probe import LossQuery, Probe, Question, Walk
-from scalarfl.noise.seeds import generator
+from scalarfl.noise.seeds import derive, generator
 from scalarfl.protocol.config import BY_LOSSES, LocalOptimizer, Slopes
 from scalarfl.protocol.messages import (
     PROTOCOL,
@@ -49,6 +49,10 @@ Steps = Generator[Question, list[float], bytes]
 
 SAME_NUMBERS = {"forward", "central", "exact"}
 """Ways to find the same scalars, up to rounding and curvature; clients of one federation may differ in them."""
+
+
+class Refused(ProtocolError):
+    """Server and client are incompatible, or the server is faulty; the text is the server's if it refuses."""
 
 
 class Client:
@@ -108,11 +112,20 @@ class Client:
             return reply
 
     def steps(self, message: bytes) -> Steps:
-        """One round as a generator, so that a simulation can answer the queries of a whole cohort together."""
+        """One round as a generator, so that a simulation can answer the queries of a whole cohort together.
+
+        Raises Refused for a seed that does not follow from the header: whoever may choose directions can aim them.
+        """
         task = decode(message, RoundTask)
         self._catch_up(task.round, task.updates)
 
         h = self.header
+        expected = derive(h.seed, "directions", task.round)
+        if task.seed != expected:
+            raise Refused(
+                f"the server is faulty: it announced the seed {task.seed} for round {task.round}, the header implies "
+                f"{expected}. {self.name} answers nothing; ask the server's operator."
+            )
         own = range(task.slot * h.perturbations, (task.slot + 1) * h.perturbations)
         back = self._latest(task) if h.extra else None
         scalars = np.zeros(h.shape, dtype=np.float32)

@@ -5,14 +5,10 @@ import logging
 from scalarfl.errors import ProtocolError
 from scalarfl.ledger.codec import claims
 from scalarfl.model.snapshot_manager import SnapshotManager
-from scalarfl.protocol.client import Client, Steps
+from scalarfl.protocol.client import Client, Refused as Refused, Steps
 from scalarfl.protocol.messages import REFUSED, SAY_HELLO, Measure, Welcome, failure
 
 log = logging.getLogger("scalarfl")
-
-
-class Refused(ProtocolError):
-    """Server and client are incompatible; the text is the server's if it refuses."""
 
 
 class Party:

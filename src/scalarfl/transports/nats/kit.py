@@ -6,7 +6,6 @@ the status and for records. Only the server may write to other parties, and the 
 """
 
 import contextlib
-import datetime
 import ipaddress
 import json
 import re
@@ -19,12 +18,12 @@ from typing import Any
 
 import msgspec
 
-from scalarfl.errors import InputError, install_hint, shown
+from scalarfl.errors import InputError, shown
+from scalarfl.transports.nats.authority import Authority
 from scalarfl.transports.nats.names import OBSERVER, SERVER, Names, check_address, check_client
 
-KIT, CONFIGURATION = "kit.json", "broker.conf"
+KIT, CONFIGURATION, MEMBERS, PID = "kit.json", "broker.conf", "members.json", "broker.pid"
 FORMAT = 2
-DAYS = 825
 MAX_PAYLOAD = 1 << 20
 """Bytes of the longest message that the broker takes: NATS's own default."""
 
@@ -95,8 +94,8 @@ def make(
     names = Names(run)
     for client in clients:
         check_client(client)
-        _check_identity(f"{client}@{run}")
-    _check_identity(f"{OBSERVER}@{run}")
+        check_identity(f"{client}@{run}")
+    check_identity(f"{OBSERVER}@{run}")
     if not clients or len({client.lower() for client in clients}) < len(clients):
         raise InputError(
             f"--clients {shown(','.join(clients))}: accepted are one or more names that differ in more than case."
@@ -120,48 +119,86 @@ def make(
 
 def _write(folder: Path, names: Names, clients: Sequence[str], host: str, port: int, listen: str) -> None:
     run = names.run
-    authority = _Authority(run)
+    authority = Authority.made(run)
     (folder / "authority").mkdir(parents=True)
     _secret(folder / "authority" / "key.pem", authority.private())
     (folder / "authority" / "authority.pem").write_bytes(authority.certificate())
-    address = f"tls://{_bracketed(host)}:{port}"
-    _party(folder / "broker", authority, "broker", host)
-    for name, role, command in (
-        (SERVER, "server", "scalarfl server RECIPE --kit . --out run"),
-        (OBSERVER, "observer", "scalarfl status --kit ."),
-        *((client, "client", "scalarfl client RECIPE --kit . --data FILE") for client in clients),
-    ):
-        _party(folder / name, authority, f"{name}@{run}", None)
-        kit = Kit(run, name, address, role, FORMAT)
-        (folder / name / KIT).write_text(json.dumps(asdict(kit), indent=1) + "\n")
-        _note(folder / name, command)
-    (folder / "broker" / CONFIGURATION).write_text(configuration(names, clients, listen, port))
+    issue_broker(folder, authority, host)
+    first = dict.fromkeys((SERVER, OBSERVER, *clients), 1)
+    members = Members(run, host, listen, port, {name: [1] for name in first}, first)
+    for name in first:
+        issue(folder, authority, members, name)
+    keep(folder, members)
     _note(folder / "broker", f"nats-server --config {CONFIGURATION}")
 
 
-def configuration(names: Names, clients: Sequence[str], listen: str, port: int) -> str:
+class Members(msgspec.Struct, frozen=True):
+    """Who may take part: the content of ``authority/members.json``, from which the broker's configuration is made."""
+
+    run: str
+    host: str
+    listen: str
+    port: int
+    certificates: dict[str, list[int]]
+    """By party: the numbers of the certificates that the broker takes, the newest last."""
+    latest: dict[str, int]
+    """By party: the highest number that one of its certificates has or had."""
+
+
+def issue(folder: Path, authority: Authority, members: Members, name: str) -> None:
+    """Write a party's kit, with its newest certificate, in place of the one that it has."""
+    role = name if name in (SERVER, OBSERVER) else "client"
+    command = {
+        SERVER: "scalarfl server RECIPE --kit . --out run",
+        OBSERVER: "scalarfl status --kit .",
+    }.get(role, "scalarfl client RECIPE --kit . --data FILE")
+    _party(folder / name, authority, identity(name, members.run, members.latest[name]), None)
+    kit = Kit(members.run, name, f"tls://{_bracketed(members.host)}:{members.port}", role, FORMAT)
+    (folder / name / KIT).write_text(json.dumps(asdict(kit), indent=1) + "\n")
+    _note(folder / name, command)
+
+
+def issue_broker(folder: Path, authority: Authority, host: str) -> None:
+    """Write the broker's certificate."""
+    _party(folder / "broker", authority, "broker", host)
+
+
+def keep(folder: Path, members: Members) -> None:
+    """Write who takes part, and the broker's configuration; each file whole or not at all."""
+    names = Names(members.run)
+    for path, content in (
+        (folder / "authority" / MEMBERS, msgspec.json.format(msgspec.json.encode(members)).decode() + "\n"),
+        (folder / "broker" / CONFIGURATION, configuration(names, members)),
+    ):
+        beside = path.with_suffix(".new")
+        beside.write_text(content)
+        beside.replace(path)
+
+
+def identity(name: str, run: str, number: int) -> str:
+    """What a party's certificate says: its name, the certificate's number from the second on, and the run."""
+    return f"{name}@{run}" if number == 1 else f"{name}.{number}@{run}"
+
+
+def configuration(names: Names, members: Members) -> str:
     """The broker's configuration file, in NATS's own language; paths are relative to its folder."""
-    run = names.run
+    run, listen, port = names.run, members.listen, members.port
     asked = [names.hello("*"), names.here("*"), names.reply("*"), names.records("*"), names.status("*")]
-    users = [
-        _user(f"{SERVER}@{run}", publish=[names.task("*"), names.done, names.inbox("*") + ".>"], subscribe=asked),
-        _user(
-            f"{OBSERVER}@{run}",
-            publish=[names.status(OBSERVER), names.records(OBSERVER)],
-            subscribe=[names.inbox(OBSERVER) + ".>"],
-        ),
-    ]
-    for client in clients:
-        users.append(
-            _user(
-                f"{client}@{run}",
-                publish=[names.hello(client), names.here(client), names.reply(client), names.records(client)],
-                subscribe=[names.task(client), names.done, names.inbox(client) + ".>"],
-            )
+    rights = {
+        SERVER: ([names.task("*"), names.done, names.inbox("*") + ".>"], asked),
+        OBSERVER: ([names.status(OBSERVER), names.records(OBSERVER)], [names.inbox(OBSERVER) + ".>"]),
+    }
+    users = []
+    for name, numbers in members.certificates.items():
+        publish, subscribe = rights.get(name) or (
+            [names.hello(name), names.here(name), names.reply(name), names.records(name)],
+            [names.task(name), names.done, names.inbox(name) + ".>"],
         )
+        users += [_user(identity(name, run, number), publish, subscribe) for number in numbers]
     return f"""# The broker of the federation '{run}': nats-server --config {CONFIGURATION}
 listen: "{_bracketed(listen)}:{port}"
 max_payload: {MAX_PAYLOAD}
+pid_file: "{PID}"
 tls {{
   cert_file: "certificate.pem"
   key_file: "key.pem"
@@ -180,8 +217,8 @@ def _user(name: str, publish: Sequence[str], subscribe: Sequence[str]) -> str:
     return f'    {{ user: "{name}", permissions: {{ {allowed} }} }}\n'
 
 
-def _party(folder: Path, authority: "_Authority", identity: str, host: str | None) -> None:
-    folder.mkdir()
+def _party(folder: Path, authority: Authority, identity: str, host: str | None) -> None:
+    folder.mkdir(exist_ok=True)
     certificate, key = authority.issue(identity, host)
     (folder / "certificate.pem").write_bytes(certificate)
     _secret(folder / "key.pem", key)
@@ -210,7 +247,8 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _check_identity(identity: str) -> None:
+def check_identity(identity: str) -> None:
+    """Raise InputError for an identity that no certificate can hold."""
     if len(identity) > 64:
         raise InputError(f"{shown(identity, 80)}: longer than 64 characters; choose shorter names.")
 
@@ -218,94 +256,3 @@ def _check_identity(identity: str) -> None:
 def _secret(path: Path, content: bytes) -> None:
     path.touch(mode=0o600)
     path.write_bytes(content)
-
-
-class _Authority:
-    """Issues the certificates of one federation."""
-
-    def __init__(self, run: str) -> None:
-        try:
-            from cryptography.hazmat.primitives.asymmetric import ec
-        except ImportError:
-            raise InputError(f"certificates need cryptography: {install_hint('network')}.") from None
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _named(f"scalarfl {run}"[:64])
-        self._certificate = self._signed(self._name, self._key.public_key(), [], authority=True)
-
-    def certificate(self) -> bytes:
-        """The authority's own certificate, PEM."""
-        return _pem(self._certificate)
-
-    def private(self) -> bytes:
-        """The authority's private key, PEM."""
-        return _pem_key(self._key)
-
-    def issue(self, identity: str, host: str | None) -> tuple[bytes, bytes]:
-        """(certificate, key), PEM, for a party known by an e-mail-like identity, or for a host."""
-        from cryptography import x509
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        key = ec.generate_private_key(ec.SECP256R1())
-        alternatives: list[x509.GeneralName] = [x509.RFC822Name(identity)] if host is None else _hosts(host)
-        return _pem(self._signed(_named(identity), key.public_key(), alternatives, authority=False)), _pem_key(key)
-
-    def _signed(self, subject: Any, public: Any, alternatives: list[Any], *, authority: bool) -> Any:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes
-
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=DAYS))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-            .add_extension(_usage(authority), critical=True)
-        )
-        if alternatives:
-            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        return builder.sign(self._key, hashes.SHA256())
-
-
-def _usage(authority: bool) -> Any:
-    from cryptography import x509
-
-    return x509.KeyUsage(
-        digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
-        key_agreement=not authority, key_cert_sign=authority, crl_sign=authority, encipher_only=False,
-        decipher_only=False,
-    )  # fmt: skip
-
-
-def _named(name: str) -> Any:
-    from cryptography import x509
-
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-
-
-def _hosts(host: str) -> list[Any]:
-    from cryptography import x509
-
-    try:
-        return [x509.IPAddress(ipaddress.ip_address(host))]
-    except ValueError:
-        return [x509.DNSName(host)]
-
-
-def _pem(certificate: Any) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    encoded: bytes = certificate.public_bytes(Encoding.PEM)
-    return encoded
-
-
-def _pem_key(key: Any) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    encoded: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return encoded
