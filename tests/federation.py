@@ -66,9 +66,10 @@ class Federation:
         self.port = free_port()
         self.reached = self.port
         """Where clients and server find the broker; a proxy's port where there is one."""
+        self.websocket = free_port()
         self.kits = folder / "kits" if secure else None
         if self.kits is not None:
-            kit.make(self.kits, "trial", CLIENTS, port=self.port)
+            kit.make(self.kits, "trial", CLIENTS, port=self.port, websocket=self.websocket)
         self.recipe = folder / "recipe.toml"
         self.recipe.write_text(text)
         self.processes: dict[str, subprocess.Popen[str] | Program] = {}

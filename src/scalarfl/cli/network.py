@@ -26,7 +26,15 @@ Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, the
 Setting = Annotated[
     list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Override a recipe's key.")
 ]
-Address = Annotated[str, typer.Option("--nats", metavar="ADDRESS", help="The broker: nats://HOST:PORT or tls://….")]
+LOOPBACK = "nats://127.0.0.1:4222"
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--nats",
+        metavar="ADDRESS",
+        help=f"The broker: nats://HOST:PORT, tls://…, or wss://… behind a proxy; default: the kit's, or {LOOPBACK}.",
+    ),
+]
 RunName = Annotated[
     str | None, typer.Option("--run", help="The federation's name on the broker; default: the recipe's.")
 ]
@@ -54,7 +62,6 @@ class LogFormat(StrEnum):
 Log = Annotated[LogFormat, typer.Option(help="Log format on standard error: text or JSON lines.")]
 GONE = 60.0
 """Seconds without an answer after which a server that was there counts as gone."""
-LOOPBACK = "nats://127.0.0.1:4222"
 
 
 def spec(
@@ -76,7 +83,7 @@ def server(
         Path, typer.Argument(metavar="RECIPE", help="A TOML file, or a .json file that `scalarfl spec` made of it.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the ledger; a restarted server resumes there.")],
-    address: Address = LOOPBACK,
+    address: Address = None,
     kit: KitFolder = None,
     run: RunName = None,
     setting: Setting = None,
@@ -117,7 +124,7 @@ def server(
 def client(
     recipe: Recipe,
     name: Annotated[str | None, typer.Option(help="This client's name; default: the kit's.")] = None,
-    address: Address = LOOPBACK,
+    address: Address = None,
     kit: KitFolder = None,
     data: Annotated[Path | None, typer.Option(help="This client's data file; default: its share of the task.")] = None,
     slopes: Annotated[
@@ -166,11 +173,15 @@ def init(
         str | None, typer.Option(help="Address on which the broker listens, such as 0.0.0.0; default: --host.")
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The broker's port.")] = 4222,
+    websocket: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="A second port, 443 say, for sites whose proxy lets only HTTPS out."),
+    ] = None,
 ) -> None:
     """Write certificates, the broker's configuration and one folder per party, each with its start command."""
     from scalarfl.transports.nats.kit import make
 
-    make(folder, run, [name.strip() for name in clients.split(",") if name.strip()], host, port, listen)
+    make(folder, run, [name.strip() for name in clients.split(",") if name.strip()], host, port, listen, websocket)
     print(f"{folder}: kits for the broker, the server and the clients. START.txt in each has its start command.")
     print(f"Keep {folder / 'authority'} safe: anyone with its key can admit others.")
 
@@ -201,7 +212,7 @@ def status(
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="The federation's name; default: the kit's.")
     ] = None,
-    address: Address = LOOPBACK,
+    address: Address = None,
     kit: KitFolder = None,
     once: Annotated[
         bool, typer.Option("--once", help="Print once and exit; otherwise update until Ctrl-C or the end.")
@@ -248,15 +259,15 @@ def status(
 
 
 def _reached(
-    kit: Path | None, role: str, address: str, run: str | None
+    kit: Path | None, role: str, address: str | None, run: str | None
 ) -> "tuple[Kit | None, str, str | None, dict[str, Any]]":
     """(kit, address, run, arguments for the connection): a kit's, or else what the options say."""
     from scalarfl.transports.nats.kit import read
 
     if kit is None:
-        return None, address, run, {}
+        return None, address or LOOPBACK, run, {}
     own = read(kit, role)
-    return own, own.address, own.run, own.connection(kit)
+    return own, address or own.address, own.run, own.connection(kit)
 
 
 def _said(now: "Status") -> None:

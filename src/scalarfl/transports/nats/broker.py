@@ -104,10 +104,14 @@ async def persistently(attempt: Callable[[], Any]) -> Any:
 
 
 class _Client(Client):
-    """NATS's client, with TLS connections that end without a warning."""
+    """NATS's client, with TLS connections that end without a warning, and WebSockets through a proxy."""
 
     async def _connect_to_server(self, s: Any) -> None:
-        if not self._transport and s.uri.scheme in ("nats", "tls"):
+        if s.uri.scheme == "wss" and not self._transport:
+            from scalarfl.transports.nats.websocket import WebSocket
+
+            self._transport = WebSocket()
+        elif not self._transport:
             self._transport = _Transport()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)
 

@@ -24,6 +24,7 @@ from scalarfl.transports.nats.names import OBSERVER, SERVER, Names, check_addres
 
 KIT, CONFIGURATION, MEMBERS, PID = "kit.json", "broker.conf", "members.json", "broker.pid"
 FORMAT = 2
+HTTPS = 443
 MAX_PAYLOAD = 1 << 20
 """Bytes of the longest message that the broker takes: NATS's own default."""
 
@@ -83,15 +84,18 @@ def make(
     host: str = "127.0.0.1",
     port: int = 4222,
     listen: str | None = None,
+    websocket: int | None = None,
 ) -> None:
     """Write the kits: ``broker``, ``server``, ``observer`` (who may ask for the status) and one folder a client.
 
     ``authority`` stays with the person who made them. The folder appears whole or not at all.
 
     host: the name or address by which the others reach the broker. listen: the address of the broker's own machine to
-    listen on, ``host`` where None. Raises InputError if the folder exists or a name is invalid.
+    listen on, ``host`` where None. websocket: a second port, for connections by ``wss://``; none where None.
+
+    Raises InputError if the folder exists or a name or port is invalid.
     """
-    names = Names(run)
+    Names(run)  # raises
     for client in clients:
         check_client(client)
         check_identity(f"{client}@{run}")
@@ -100,6 +104,8 @@ def make(
         raise InputError(
             f"--clients {shown(','.join(clients))}: accepted are one or more names that differ in more than case."
         )
+    if websocket == port:
+        raise InputError(f"--websocket {websocket}: --port has the same; choose another for one of them.")
     host, listen = check_host("--host", host), check_host("--listen", host if listen is None else listen)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -108,7 +114,7 @@ def make(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".kits-") as beside:
             made = Path(beside) / "kits"
             made.mkdir()
-            _write(made, names, clients, host, port, listen)
+            _write(made, clients, Members(run, host, listen, port, {}, {}, websocket))
             if folder.exists():  # and is empty
                 folder.rmdir()
             made.replace(folder)
@@ -117,15 +123,14 @@ def make(
         raise InputError(f"{folder}: the kits cannot be written: {reason}.") from None
 
 
-def _write(folder: Path, names: Names, clients: Sequence[str], host: str, port: int, listen: str) -> None:
-    run = names.run
-    authority = Authority.made(run)
+def _write(folder: Path, clients: Sequence[str], nobody: "Members") -> None:
+    authority = Authority.made(nobody.run)
     (folder / "authority").mkdir(parents=True)
     _secret(folder / "authority" / "key.pem", authority.private())
     (folder / "authority" / "authority.pem").write_bytes(authority.certificate())
-    issue_broker(folder, authority, host)
+    issue_broker(folder, authority, nobody.host)
     first = dict.fromkeys((SERVER, OBSERVER, *clients), 1)
-    members = Members(run, host, listen, port, {name: [1] for name in first}, first)
+    members = msgspec.structs.replace(nobody, certificates={name: [1] for name in first}, latest=first)
     for name in first:
         issue(folder, authority, members, name)
     keep(folder, members)
@@ -143,6 +148,14 @@ class Members(msgspec.Struct, frozen=True):
     """By party: the numbers of the certificates that the broker takes, the newest last."""
     latest: dict[str, int]
     """By party: the highest number that one of its certificates has or had."""
+    websocket: int | None = None
+    """The broker's port for connections by ``wss://``."""
+
+    @property
+    def wss(self) -> str | None:
+        """The broker's address for parties behind a proxy."""
+        port = "" if self.websocket == HTTPS else f":{self.websocket}"
+        return None if self.websocket is None else f"wss://{_bracketed(self.host)}{port}"
 
 
 def issue(folder: Path, authority: Authority, members: Members, name: str) -> None:
@@ -155,7 +168,7 @@ def issue(folder: Path, authority: Authority, members: Members, name: str) -> No
     _party(folder / name, authority, identity(name, members.run, members.latest[name]), None)
     kit = Kit(members.run, name, f"tls://{_bracketed(members.host)}:{members.port}", role, FORMAT)
     (folder / name / KIT).write_text(json.dumps(asdict(kit), indent=1) + "\n")
-    _note(folder / name, command)
+    _note(folder / name, command, members.wss)
 
 
 def issue_broker(folder: Path, authority: Authority, host: str) -> None:
@@ -182,7 +195,7 @@ def identity(name: str, run: str, number: int) -> str:
 
 def configuration(names: Names, members: Members) -> str:
     """The broker's configuration file, in NATS's own language; paths are relative to its folder."""
-    run, listen, port = names.run, members.listen, members.port
+    run, listen = names.run, _bracketed(members.listen)
     asked = [names.hello("*"), names.here("*"), names.reply("*"), names.records("*"), names.status("*")]
     rights = {
         SERVER: ([names.task("*"), names.done, names.inbox("*") + ".>"], asked),
@@ -196,19 +209,27 @@ def configuration(names: Names, members: Members) -> str:
         )
         users += [_user(identity(name, run, number), publish, subscribe) for number in numbers]
     return f"""# The broker of the federation '{run}': nats-server --config {CONFIGURATION}
-listen: "{_bracketed(listen)}:{port}"
+listen: "{listen}:{members.port}"
 max_payload: {MAX_PAYLOAD}
 pid_file: "{PID}"
-tls {{
+{_TLS}
+{_WEBSOCKET % (f"{listen}:{members.websocket}", _TLS) if members.websocket else ""}authorization {{
+  users: [
+{"".join(users)}  ]
+}}
+"""
+
+
+_TLS = """tls {
   cert_file: "certificate.pem"
   key_file: "key.pem"
   ca_file: "authority.pem"
   verify_and_map: true
-}}
-authorization {{
-  users: [
-{"".join(users)}  ]
-}}
+}"""
+_WEBSOCKET = """websocket {
+listen: "%s"
+%s
+}
 """
 
 
@@ -225,8 +246,11 @@ def _party(folder: Path, authority: Authority, identity: str, host: str | None) 
     (folder / "authority.pem").write_bytes(authority.certificate())
 
 
-def _note(folder: Path, command: str) -> None:
-    (folder / "START.txt").write_text(f"Keep key.pem to yourself. In this folder:\n\n    {command}\n")
+def _note(folder: Path, command: str, wss: str | None = None) -> None:
+    note = f"Keep key.pem to yourself. In this folder:\n\n    {command}\n"
+    if wss is not None:
+        note += f"\nBehind a proxy that lets only HTTPS out, set HTTPS_PROXY and add: --nats {wss}\n"
+    (folder / "START.txt").write_text(note)
 
 
 def check_host(option: str, host: str) -> str:

@@ -90,10 +90,11 @@ def check_client(name: str) -> str:
 
 def check_address(address: str) -> str:
     """The broker's address. Raises InputError for one beyond this machine that is not encrypted."""
-    expected = f"--nats {shown(address)}: accepted is nats://HOST:PORT on this machine, or tls://HOST:PORT."
+    expected = f"--nats {shown(address)}: accepted: nats://HOST:PORT on this machine, tls://HOST:PORT, wss://HOST."
     try:
         parts = urlsplit(address)
-        sound = parts.scheme in ("nats", "tls") and bool(parts.hostname) and parts.port != 0 and address.isprintable()
+        known = parts.scheme in ("nats", "tls", "wss")
+        sound = known and bool(parts.hostname) and parts.port != 0 and address.isprintable()
     except ValueError:  # a port that is no number, brackets that do not close
         raise InputError(expected) from None
     if not sound:
