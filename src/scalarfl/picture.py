@@ -126,7 +126,7 @@ def _panel(panel: Panel, width: float) -> Iterator[str]:
         + [
             (room - 10 - LETTER * len(curve.label)) / ((shift(points[-1][0]) - first) / span)
             for curve, points in curves
-            if shift(points[-1][0]) > first + span / 2
+            if panel.goal is None and shift(points[-1][0]) > first + span / 2
         ]
     )
     plain = max(plain, room / 3)
@@ -153,13 +153,16 @@ def _panel(panel: Panel, width: float) -> Iterator[str]:
         x, y = pixels[-1]
         number = curve.colour % len(LIGHT)
         yield f'<path class="c{number}" d="M{path}"/><circle class="f{number}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-    for (curve, _), (x, y) in zip(drawn, _labels(drawn, LEFT + room), strict=True):
+    goal = None if panel.goal is None else place((every[0][0], panel.goal))[1]
+    for (curve, _), (x, y) in zip(drawn, _labels(drawn, LEFT + room, goal), strict=True):
         yield f'<text class="n f{curve.colour % len(LIGHT)}" x="{x:.1f}" y="{y:.1f}">{escape(curve.label)}</text>'
 
 
-def _labels(drawn: Sequence[tuple[Curve, Sequence[Point]]], right: float) -> list[Point]:
-    """Where each label begins: near its curve's end, and free of all curves and of the other labels."""
+def _labels(drawn: Sequence[tuple[Curve, Sequence[Point]]], right: float, goal: float | None) -> list[Point]:
+    """Where each label begins: near its curve's end, and free of all curves, of the goal and of the other labels."""
     curves = [box for _, pixels in drawn for box in _boxes(pixels)]
+    if goal is not None:
+        curves.append((LEFT, goal, right, goal))
     free: list[list[tuple[float, Point, Box]]] = []
     """For each label its places off the curves, nearest first: distance, place, box."""
     for curve, pixels in drawn:
