@@ -14,7 +14,7 @@ LAYERS = [
     {"errors"},
     {"units", "files", "picture"},
     {"registry"},
-    {"noise", "methods"},
+    {"noise", "methods", "privacy"},
     {"ledger", "tasks"},
     {"model"},
     {"protocol"},

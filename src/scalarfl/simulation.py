@@ -28,12 +28,14 @@ from scalarfl.protocol import arguments
 from scalarfl.protocol.aggregation import check_attackers
 from scalarfl.protocol.attacks import Attackers
 from scalarfl.protocol.callbacks import Callbacks, together
-from scalarfl.protocol.client import Client, Dataset
+from scalarfl.protocol.client import Dataset
 from scalarfl.protocol.cohort import Cohort
 from scalarfl.protocol.config import FederationConfig, Keywords, RunConfig, configured, described
 from scalarfl.protocol.party import Party
 from scalarfl.protocol.rounds import Policy, RoundLoop
-from scalarfl.protocol.server import Server
+from scalarfl.protocol.secure import check_cohort
+from scalarfl.protocol.secure_client import make_client, public_keys
+from scalarfl.protocol.secure_server import make_server
 from scalarfl.tasks.objective import Evaluate, Loss, as_loss, as_score
 
 REPLAY_AT_ONCE = 1_000  # rounds; bounds the records held in memory while a ledger is replayed
@@ -161,6 +163,7 @@ def simulate(
     lr, rounds, evaluate_every = run.lr, run.rounds, run.evaluate_every
     sampled = len(named) if run.sampled is None else run.sampled
     check_attackers(config.aggregation, config.attackers, sampled, attacked=run.attack is not None)
+    check_cohort(config.secure_sum, sampled, lr)
     watch = together(callbacks)
     shown = following(progress, config.method.name)
     started = time.perf_counter()
@@ -184,6 +187,8 @@ def simulate(
     local = Local(run.local_lr, run.local_optimizer)
     if config.slopes == "training":
         settings |= {f"local.{key}": value for key, value in local._asdict().items()}
+    if run.attack is not None and config.secure_sum:
+        raise InputError(f"attack = '{run.attack}': attackers know every honest reply; leave secure_sum out.")
     attackers = None if run.attack is None else Attackers(run.attack, named, sampled, header)
     if attackers is not None:
         named = attackers.poisoned(named)
@@ -206,13 +211,15 @@ def simulate(
         replay(replica, book)
         probe = Probe(replica, _noting(loss, replica))
         parties = {
-            name: Party(Client(name, own, probe, header, config.batch_size, by_clients.get(name), local))
+            name: Party(make_client(name, own, probe, header, config.batch_size, by_clients.get(name), local))
             for name, own in named.items()
         }
         cohort = Cohort(parties, probe, order, attackers)
         every = evaluate_every if by_clients or evaluate else 0
+        keys = public_keys(party.client for party in parties.values())
+        server = make_server(book, keys, lr=run.first_lr, sampled=sampled, shared=True, aggregator=config.aggregation)
         loop = RoundLoop(
-            Server(book, lr=run.first_lr, sampled=sampled, shared=True, aggregator=config.aggregation),
+            server,
             cohort,
             Policy(rounds, minimum=len(named), deadline=math.inf, evaluate_every=every, patience=run.patience),
             [one for one in (stack.enter_context(shown), watch) if one is not None],

@@ -136,6 +136,7 @@ def client(
     log: Log = LogFormat.text,
 ) -> None:
     """Run one client. Its data stay here; it sends only a few scalars."""
+    from scalarfl.transports.nats.identity import KitIdentity
     from scalarfl.transports.nats.logs import configure
     from scalarfl.transports.nats.processes import take_part
 
@@ -154,6 +155,7 @@ def client(
         run=named or recipe.stem,
         connection=connection,
         slopes=None if slopes is None else slopes.value,
+        identity=None if kit is None or own is None else KitIdentity(kit, own),
     )
     print(json.dumps(found))
 

@@ -12,13 +12,21 @@ from scalarfl.model.probe import Probe
 from scalarfl.model.replica import Replica
 from scalarfl.protocol.client import Client
 from scalarfl.protocol.config import Slopes
+from scalarfl.protocol.secure_client import Identity, make_client
 
 
-def build_client(recipe: Recipe, name: str, data: Path | None = None, slopes: Slopes | None = None) -> Client:
+def build_client(
+    recipe: Recipe,
+    name: str,
+    data: Path | None = None,
+    slopes: Slopes | None = None,
+    identity: Identity | None = None,
+) -> Client:
     """The client ``name``, its replica at the beginning.
 
     data: the client's own file; else its share of the task, where ``name`` is one of the simulation's clients.
-    slopes: how this client finds its scalars, where that is not what the recipe says.
+    slopes: how this client finds its scalars, where that is not what the recipe says. identity: proves its key to the
+    others in secure sums.
     Raises InputError for a recipe, a name or data that cannot be.
     """
     if data is not None:
@@ -48,4 +56,4 @@ def build_client(recipe: Recipe, name: str, data: Path | None = None, slopes: Sl
             return prepared.task.score(model, share)
 
     probe, batch = Probe(replica, prepared.task.loss), recipe.federation.batch_size
-    return Client(name, own, probe, made, batch, measure, local, slopes)
+    return make_client(name, own, probe, made, batch, measure, local, slopes, identity=identity)

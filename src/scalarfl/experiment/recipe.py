@@ -25,7 +25,9 @@ from scalarfl.ledger.settings import FOLDER, PLACES
 from scalarfl.methods import Method, make
 from scalarfl.model.zoo import built
 from scalarfl.protocol.aggregation import check_attackers, make_aggregator
-from scalarfl.protocol.config import FederationConfig, Keys, RunConfig
+from scalarfl.protocol.config import FederationConfig, RunConfig
+from scalarfl.protocol.keys import Keys, SecureSum
+from scalarfl.protocol.secure import check_cohort
 from scalarfl.registry import is_reference, placed, portable
 
 
@@ -71,6 +73,7 @@ class Recipe(Keys):
         if isinstance(self.method.own, Method):
             attacked = federation.attack is not None
             check_attackers(rule, federation.attackers, federation.sampled, attacked=attacked)
+            check_cohort(federation.secure_sum, federation.sampled, self.method.lr)
             slots = self.federation.sampled if self.method.directions == "per-client" else 1
             scalars = slots * self.federation.local_steps * self.method.perturbations
             if 8 * scalars > MAX_BYTES:  # there may be two scalars a direction
@@ -80,7 +83,7 @@ class Recipe(Keys):
                 )
             return self
         make_aggregator(rule, dense=True)
-        for key in ("attackers", "attack"):
+        for key in ("attackers", "attack", "secure_sum"):
             if getattr(federation, key):
                 raise ValueError(f"federation.{key}: baselines send whole models; leave it out")
         if self.method.lr == "auto":
@@ -240,6 +243,7 @@ UNUSED = {
     "method.lr_start": None,
     "federation.attackers": 0,
     "federation.attack": None,
+    **{f"federation.{key}": info.default for key, info in SecureSum.model_fields.items()},
     "evaluation.patience": 0,
     "task.columns": None,
     "task.metric": None,

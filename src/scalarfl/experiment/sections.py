@@ -11,7 +11,6 @@ from scalarfl.protocol.config import (
     LARGE,
     AgreedFederation,
     AgreedMethod,
-    Keys,
     RunFederation,
     RunMethod,
     evaluate_every,
@@ -19,6 +18,7 @@ from scalarfl.protocol.config import (
     patience,
     sampled,
 )
+from scalarfl.protocol.keys import Keys
 
 PRETRAINED_LR = 1e-5
 """The learning rate of a scalar-only method for a pretrained model whose recipe leaves it out. The steps of such a

@@ -12,6 +12,7 @@ from scalarfl.ledger.header import Header
 from scalarfl.ledger.store import Ledger
 from scalarfl.ledger.update import CurvedUpdate, Update
 from scalarfl.protocol.messages import PROTOCOL, Hello, Measure, Measured, RoundReply, RoundTask, Welcome
+from scalarfl.protocol.secure import legs
 from scalarfl.protocol.server import Server
 
 MANY = 2000
@@ -22,8 +23,19 @@ SIMULATED = 2000
 
 def planned_bytes(recipe: Recipe, dimension: int) -> tuple[float, float]:
     """Serialized bytes (up, down) of the whole run, all clients together: the real server, fed with made-up scalars."""
+    federation = recipe.federation
+    made = recipe.config.header("0" * 64, "0" * 64, dimension, recipe.method.lr)
+    up, down = _plain(recipe, made)
+    if made.secure_sum:
+        asked = federation.rounds * federation.sampled
+        more_up, more_down = legs(made, f"client-{0:04d}", federation.sampled)
+        up, down = up + asked * more_up, down + asked * more_down
+    return up, down
+
+
+def _plain(recipe: Recipe, made: Header) -> tuple[float, float]:
+    """The same as if every client sent its scalars in the clear."""
     federation, method = recipe.federation, recipe.method
-    made = recipe.config.header("0" * 64, "0" * 64, dimension, method.lr)
     scalars = pack(np.ones(math.prod(made.shape) + made.extra, dtype=np.float32))
     if federation.clients > MANY:
         return _expected(recipe, made, scalars)

@@ -55,6 +55,11 @@ def claims(data: bytes, kind: type[msgspec.Struct]) -> bool:
     return len(data) > 1 and data[0] >> 4 == 9 and data[1] in tags
 
 
+def prefix(count: int) -> int:
+    """Bytes that MessagePack writes before the elements of an array."""
+    return 1 if count < 1 << 4 else 3 if count < 1 << 16 else 5
+
+
 def pack(scalars: npt.NDArray[np.float32]) -> bytes:
     """Scalars to bytes: float32, little endian."""
     return np.ascontiguousarray(scalars, dtype="<f4").tobytes()

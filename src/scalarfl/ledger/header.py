@@ -51,16 +51,22 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """F, clients of a cohort that may send false scalars; what the aggregation is to withstand."""
     batch_size: int | None = None
     """Examples in a client's batch; None if clients need not agree on it, and in format 1."""
+    secure_sum: int = 0
+    """K: the server learns only sums of the scalars of at least so many clients; 0: it learns each client's."""
+    secure_bound: float = 0.0
+    """Largest magnitude of a scalar in such a sum."""
     transforms: list[dict[str, Any]] = []
     """What clients do to their scalars before they send them: names and settings, in order."""
     seed: int
 
     def encoded(self) -> bytes:
-        """Canonical JSON: keys sorted; a batch size of None, no attackers, no transforms and a given learning rate are
-        left out."""
+        """Canonical JSON: keys sorted; a batch size of None, no attackers, no secure sum, no transforms and a given
+        learning rate are left out."""
         content = msgspec.to_builtins(self)
         if not self.attackers:
             del content["attackers"]
+        if not self.secure_sum:
+            del content["secure_sum"], content["secure_bound"]
         if not self.transforms:
             del content["transforms"]
         if self.batch_size is None:
@@ -104,9 +110,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         What other parts follow from comes first: a seed decides on the weights of a model from scratch, a base model
         on the layout.
         """
+        limits = [self.attackers, *([self.secure_sum, self.secure_bound] if self.secure_sum else [])]
         parts = {
             "seed": self.seed,
-            "aggregation": [self.aggregation, self.attackers] if self.attackers else self.aggregation,
+            "aggregation": [self.aggregation, *limits] if any(limits) else self.aggregation,
             "batch_size": self.batch_size,
             "method": [
                 self.method,

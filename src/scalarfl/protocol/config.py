@@ -8,14 +8,15 @@ whose digests the handshake compares. ``RunConfig`` contains one run's settings.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypedDict, TypeVar
 
-import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, ValidationError, model_validator
 
 from scalarfl.errors import InputError, nearest, refused
 from scalarfl.ledger.header import FoundBy, Header
 from scalarfl.noise.table import GENERATORS, Noise
 from scalarfl.protocol.aggregation import AGGREGATIONS, Aggregator, make_aggregator
 from scalarfl.protocol.attacks import ATTACKS
+from scalarfl.protocol.keys import Keys, SecureSum
+from scalarfl.protocol.secure import check_secure_sum
 from scalarfl.protocol.transforms import Transform, described_transforms, make_transforms
 
 LARGE = 2**31
@@ -54,19 +55,6 @@ else:
     AnAggregator = Annotated[Any, PlainValidator(make_aggregator)]
 
 
-class Keys(BaseModel):
-    """A group of keys. Unknown keys are refused; values are not converted, except numpy's numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {key: value.item() if isinstance(value, np.generic) else value for key, value in given.items()}
-
-
 def _picked(keys: Mapping[str, Any], federation: type[Keys], method: type[Keys]) -> dict[str, Any]:
     """The values of these keys of a recipe's two tables; a ledger is silent about some keys at their defaults."""
     tables = (("federation", federation), ("method", method))
@@ -74,7 +62,7 @@ def _picked(keys: Mapping[str, Any], federation: type[Keys], method: type[Keys])
     return {key: keys[name] for name, key in names.items() if name in keys}
 
 
-class AgreedFederation(Keys):
+class AgreedFederation(SecureSum):
     """What parties agree on, of a recipe's table [federation]."""
 
     local_steps: int = Field(1, ge=1, lt=LARGE, description="tau, local steps per round")
@@ -148,6 +136,7 @@ class FederationConfig(Agreed):
     def _consistent(self) -> Self:
         _ = self.found_by, self.pipeline
         make_aggregator(self.aggregation, directions=self.directions)
+        check_secure_sum(self.secure_sum, self.aggregation, self.directions, self.attackers)
         return self
 
     @property
@@ -191,7 +180,9 @@ class FederationConfig(Agreed):
             lr="auto" if lr == "auto" else "given",
             generator=generator,
             table=table,
-            **same | {"aggregation": self.aggregation.name, "transforms": described_transforms(self.pipeline)},
+            **same
+            | {"aggregation": self.aggregation.name, "transforms": described_transforms(self.pipeline)}
+            | ({} if self.secure_sum else {"secure_bound": 0.0}),
         )
 
 
@@ -296,6 +287,8 @@ class Keywords(TypedDict, total=False):
     batch_size: int
     aggregation: "str | Aggregator"
     attackers: int
+    secure_sum: int
+    secure_bound: float
     seed: int
     mu: float
     perturbations: int

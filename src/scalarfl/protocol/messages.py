@@ -5,7 +5,7 @@ bytes each) and the seeds (8 bytes each) that the algorithm itself needs; and *s
 message.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -116,10 +116,94 @@ class Records(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_field
     """Encoded Updates, oldest first, from the round that was asked for; none where the asker lacks none."""
 
 
+Cohort = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+"""Of a secure sum: a digest of the federation, the round, and the names and keys of those who were asked."""
+Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Proof = Annotated[bytes, msgspec.Meta(max_length=4096)]
+
+
+class Peer(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """One client of a secure sum's cohort."""
+
+    name: Name
+    key: Key
+    """X25519, public."""
+    proof: Proof
+    """That the key is this client's, for those who can check it; empty where there is none, or where it was sent."""
+
+
+class SecureHello(Hello, frozen=True, tag=13):
+    """In a federation with secure sums: with the public key that the others seal with."""
+
+    found_by: FoundBy | None
+    """As in HelloOtherwise; None if as the header says."""
+    key: Key
+    proof: Proof
+
+
+class SecureTask(RoundTask, frozen=True, tag=14):
+    """The first leg of a secure sum: measure, keep the scalars, and share the secrets of a mask."""
+
+    peers: list[Peer]
+    """The cohort, in order; a client's place in it is its number in this round."""
+
+
+class Shares(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=15):
+    """A client has measured: what the others need in case it is lost, sealed for each of them."""
+
+    client: Name
+    round: Count
+    cohort: Cohort
+    nonce: bytes
+    sealed: list[bytes]
+    """For each of the cohort, in order; empty if the client has nothing usable for this round."""
+    deposit: bytes
+
+
+class Shared(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=16):
+    """The second leg: add these clients' masks, and send the masked scalars."""
+
+    round: Count
+    cohort: Cohort
+    shares: list[tuple[Count, bytes, bytes]]
+    """Number, nonce and sealed share for this client, of everyone who has measured."""
+
+
+class Masked(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=17):
+    """A client's masked scalars: uniformly random to whoever lacks the masks."""
+
+    client: Name
+    round: Count
+    cohort: Cohort
+    sums: bytes
+    """uint64, little endian, [local_steps, kinds, P]."""
+
+
+class Counted(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=18):
+    """The last leg: open these clients' own masks, and the pair masks of those that were lost."""
+
+    round: Count
+    cohort: Cohort
+    counted: list[Count]
+    """Numbers of those whose masked scalars arrived."""
+
+
+class Opened(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=19):
+    """A client's shares of what is to be opened."""
+
+    client: Name
+    round: Count
+    cohort: Cohort
+    shares: bytes
+    """32 bytes for each who had measured, in order."""
+
+
 def failure(client: str, message: bytes, error: Exception) -> bytes:
-    """An encoded Failed, in answer to a RoundTask or Measure that could not be done."""
+    """An encoded Failed, in answer to a task that could not be done."""
+    kinds: tuple[Any, ...] = (Measure, Shared, Counted)
     try:
-        round_ = (decode(message, Measure) if claims(message, Measure) else decode(message, RoundTask)).round
+        asked = decode(message, next((kind for kind in kinds if claims(message, kind)), RoundTask))
+        round_ = asked.round
     except ProtocolError:
         round_ = 0  # whatever was asked, it was no round
     return encode(Failed(client, round_, type(error).__name__[:200]))

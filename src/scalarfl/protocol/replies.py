@@ -7,16 +7,14 @@ import numpy as np
 
 from scalarfl.errors import ProtocolError
 from scalarfl.ledger.codec import claims, decode
-from scalarfl.protocol.messages import Failed, Measured, RoundReply
+from scalarfl.protocol.messages import Failed, Masked, Measured, Opened, RoundReply, Shares
 
 LARGEST_LOSS = float(np.finfo(np.float32).max)
-T = TypeVar("T", RoundReply, Measured)
+T = TypeVar("T", RoundReply, Measured, Shares, Masked, Opened)
 V = TypeVar("V")
 
-_ANOTHER = {
-    RoundReply: "a reply for round {} while round {} is open.",
-    Measured: "measured after {} rounds while {} are on the ledger.",
-}
+_ANOTHER = "a reply for round {} while round {} is open."
+_MEASURED = "measured after {} rounds while {} are on the ledger."
 
 
 class Replies(Generic[T, V]):
@@ -47,7 +45,7 @@ class Replies(Generic[T, V]):
         if reply.client != client:
             raise ProtocolError(f"sent by '{client}' in the name of '{reply.client}'.")
         if reply.round != self.round:
-            raise ProtocolError(_ANOTHER[self.kind].format(reply.round, self.round))
+            raise ProtocolError((_MEASURED if self.kind is Measured else _ANOTHER).format(reply.round, self.round))
         if client not in self.asked:
             raise ProtocolError("not in this round's cohort.")
         self.awaited.discard(client)

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from scalarfl.errors import ProtocolError
@@ -76,7 +77,8 @@ class RoundLoop(Rounds):
         loss: Callable[[], float] = lambda: math.nan,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(policy, callbacks)
+        needed = server.ledger.header.secure_sum  # a smaller cohort has no sum
+        super().__init__(replace(policy, minimum=max(policy.minimum, needed)), callbacks)
         self.server = server
         self.transport = transport
         self.evaluate = evaluate
@@ -146,6 +148,8 @@ class RoundLoop(Rounds):
         server, up, down = self.server, *(self.server.moved.get(way, 0) for way in ("up", "down"))
         tasks = server.open_round(present)
         yield from self._ask(tasks)
+        while further := server.proceed(self.policy.quorum):
+            yield from self._ask(further)
         self.bytes_up += server.moved.get("up", 0) - up
         self.bytes_down += server.moved.get("down", 0) - down
         for client, reason in server.sift().items():

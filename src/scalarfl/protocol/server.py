@@ -10,7 +10,7 @@ import msgspec
 
 from scalarfl.errors import ProtocolError
 from scalarfl.ledger.accounting import unused
-from scalarfl.ledger.codec import decode, encode, pack, unpack
+from scalarfl.ledger.codec import decode, encode, pack, prefix, unpack
 from scalarfl.ledger.entries import Direction, Evaluation, Participant, Purpose
 from scalarfl.ledger.store import Ledger
 from scalarfl.ledger.update import CurvedUpdate, Update
@@ -200,6 +200,10 @@ class Server:
         opened = self._round or self._evaluation
         return frozenset() if opened is None else frozenset(opened.sound)
 
+    def proceed(self, quorum: int = 1) -> dict[str, bytes]:  # noqa: ARG002
+        """What to ask next in the open round, by client; nothing if one question was all."""
+        return {}
+
     def sift(self) -> dict[str, str]:
         """Withdraw the open round's replies that are too large beside the others; returns the reasons, by client."""
         if (opened := self._round) is None:
@@ -331,14 +335,9 @@ class Server:
         if until > since:
             if not self.shared:
                 message = encode(make([msgspec.Raw(update) for update in ledger.encoded_updates(since, until)]))
-            size = ledger.serialized(since, until) + _prefix(until - since) - _prefix(0)
+            size = ledger.serialized(since, until) + prefix(until - since) - prefix(0)
             self._tally.count(client, "down", "catch-up", ledger.payload(since, until), size, messages=0)
         return message
-
-
-def _prefix(count: int) -> int:
-    """Bytes that MessagePack writes before the elements of an array."""
-    return 1 if count < 1 << 4 else 3 if count < 1 << 16 else 5
 
 
 def cohort(candidates: Sequence[str], sampled: int, seed: int, round_: int) -> list[str]:

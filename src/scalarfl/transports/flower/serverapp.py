@@ -5,6 +5,7 @@ import logging
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from scalarfl.errors import InputError
 from scalarfl.experiment import spec as specs
 from scalarfl.files import located
 from scalarfl.protocol.callbacks import Progress
@@ -29,6 +30,11 @@ def main(grid: Grid, context: Context) -> None:
         specs.check_same(announced, str(own["spec"]), recipe)
     else:
         announced = specs.load(None, recipe)
+    if announced.header.secure_sum:
+        raise InputError(
+            f"federation.secure_sum = {announced.header.secure_sum}: a Flower app's clients keep nothing between the "
+            "messages of a sum. Use `scalarfl server` and `scalarfl client`, or leave it out."
+        )
     out = located(str(own["out"]))
     with announced.opened(out) as ledger:
         server = Server(ledger, lr=announced.run.first_lr, sampled=announced.sampled, aggregator=announced.aggregator)

@@ -14,7 +14,7 @@ from scalarfl.errors import InputError
 from scalarfl.ledger.codec import claims, decode
 from scalarfl.ledger.update import Update
 from scalarfl.protocol.limits import Rate
-from scalarfl.protocol.messages import Hello, Records, RoundReply
+from scalarfl.protocol.messages import Hello, Masked, Records, RoundReply
 from scalarfl.protocol.party import Party, Refused
 from scalarfl.transports.nats.broker import RETRY, TROUBLE, close, connect
 from scalarfl.transports.nats.limits import RECORDS_A_SECOND, RECORDS_AT_ONCE
@@ -130,7 +130,7 @@ class NatsClient:
         if reply:
             with contextlib.suppress(*TROUBLE):
                 await self._link.publish(self.names.reply(self.party.name), reply)
-        self.progress.took_part += claims(reply, RoundReply)
+        self.progress.took_part += claims(reply, RoundReply) or claims(reply, Masked)
         self._follow()
 
     async def _catch_up(self, goal: int | None = None) -> None:

@@ -14,6 +14,7 @@ from scalarfl.protocol.config import Slopes
 from scalarfl.transports.nats.names import Names, check_address, check_client
 
 if TYPE_CHECKING:
+    from scalarfl.protocol.secure_client import Identity
     from scalarfl.transports.nats.status import Status
 
 log = logging.getLogger("scalarfl.network")
@@ -46,7 +47,7 @@ def serve(
     InputError where the folder holds another federation's ledger.
     """
     from scalarfl.protocol.rounds import Policy
-    from scalarfl.protocol.server import Server
+    from scalarfl.protocol.secure_server import make_server
     from scalarfl.transports.nats.outcome import conclude
     from scalarfl.transports.nats.server import NatsServer
     from scalarfl.transports.nats.status import score
@@ -56,7 +57,9 @@ def serve(
     announced = specs.load(source, overrides)
     names = Names(run or announced.name)
     with announced.opened(out) as ledger:
-        server = Server(ledger, lr=announced.run.first_lr, sampled=announced.sampled, aggregator=announced.aggregator)
+        server = make_server(
+            ledger, lr=announced.run.first_lr, sampled=announced.sampled, aggregator=announced.aggregator
+        )
         policy = Policy(
             announced.run.rounds,
             minimum=announced.sampled if minimum is None else minimum,
@@ -105,12 +108,13 @@ def take_part(
     out: Path | None = None,
     connection: Mapping[str, Any] | None = None,
     slopes: Slopes | None = None,
+    identity: "Identity | None" = None,
 ) -> dict[str, Any]:
     """Run a client until the federation is done; returns its name, rounds, digest, bytes and how often it took part.
 
     data: the client's own file; else its share of the task, where ``name`` is one of the simulation's clients. out:
     folder for its snapshot, from which it goes on when started again; none is written where None. slopes: how it finds
-    its scalars, where that is not what the recipe says.
+    its scalars, where that is not what the recipe says. identity: a kit's, for secure sums.
     Raises InputError for a recipe or data that cannot be, ProtocolError where the server refuses this client.
     """
     from scalarfl.experiment import recipe as recipes
@@ -123,7 +127,7 @@ def take_part(
     check_address(address)
     check_client(name)
     loaded = recipes.load(recipe, overrides)
-    client = build_client(loaded, name, data, slopes)
+    client = build_client(loaded, name, data, slopes, identity)
     replica = client.probe.replica
     keeper = None if out is None else SnapshotManager(replica, out / SNAPSHOT)
     told = {"client": name, "run": run, "address": address, "examples": len(client.data)}

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from scalarfl.protocol.callbacks import DIVERGED
 from scalarfl.protocol.limits import REMEMBERED, Rate
 from scalarfl.protocol.messages import REFUSED
 from scalarfl.protocol.rounds import Policy, RoundLoop
+from scalarfl.protocol.secure import longest_reply
 from scalarfl.protocol.server import Server
 from scalarfl.transports.nats.broker import RETRY, TROUBLE, close, connect
 from scalarfl.transports.nats.limits import PENDING, RECORDS_A_SECOND, RECORDS_AT_ONCE, Replies
@@ -59,8 +59,8 @@ class NatsServer:
     def __post_init__(self) -> None:
         self.loop = RoundLoop(self.server, self, self.policy)
         self.monitor = Monitor(self.loop, self.names, self.metric)
-        header = self.ledger.header
-        self._replies = Replies(4 * (math.prod(header.shape) + header.extra) + BESIDE_SCALARS, self.loop.refusals)
+        longest = longest_reply(self.ledger.header, self.server.sampled)
+        self._replies = Replies(longest, self.loop.refusals)
 
     @property
     def ledger(self) -> Ledger:
@@ -214,5 +214,3 @@ def _from_a_thread(status: Callable[[], Status]) -> Callable[[], Status]:
 WATCH_EVERY = 5.0  # seconds
 LINGER = 60.0
 """Seconds for which clients that are present may still fetch the last records, or the deadline where that is longer."""
-BESIDE_SCALARS = 1024
-"""Bytes of a reply that are not scalars, at most."""

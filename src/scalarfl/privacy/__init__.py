@@ -1,0 +1,1 @@
+"""Differential privacy for scalars: exact noise, the mechanism, the accountant, and a client's budget."""
