@@ -204,7 +204,7 @@ def test_the_privacy_page_s_figures_are_the_example_s() -> None:
     found = execute((ROOT / "examples" / "what_scalars_reveal.py").read_text())["main"]()
     page = (ROOT / "docs/privacy.md").read_text()
     for scalars, (cosine, pixels) in found.items():
-        (row,) = re.findall(rf"\| {scalars} \| ([0-9.]+) \| ([0-9.]+) \|", page)
+        (row,) = re.findall(rf"\| {scalars} \| ([0-9.-]+) \| ([0-9.-]+) \|", page)
         assert [float(entry) for entry in row] == pytest.approx([cosine, pixels], abs=0.02)
 
 
