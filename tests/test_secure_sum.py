@@ -537,3 +537,29 @@ def test_over_tls_it_ends_with_the_simulation_s_digest(federation: Callable[...,
     simulated = run.run(recipes.load(running.recipe), tmp_path / "simulated")
     assert {str(end["digest"]) for end in ends} == {simulated["digest"], result["digest"]}
     assert sum(int(str(end["took_part"])) for end in ends) == 40
+
+
+@pytest.mark.skipif(BROKER is None, reason="needs nats-server (the extra network)")
+def test_over_nats_rounds_go_on_while_a_client_is_killed_and_comes_back(
+    federation: Callable[..., Federation], tmp_path: Path
+) -> None:
+    text = RECIPE.replace("sampled = 2", "sampled = 4\nsecure_sum = 3").replace("rounds = 40", "rounds = 1000000")
+    running = federation(text.replace('by = "clients"', 'by = "server"'))
+
+    def counted() -> list[int]:
+        """Of the last rounds: how many clients were added up."""
+        with Ledger.open(tmp_path / "server" / "ledger.sqlite") as ledger:
+            return [len(audit.participants) for _, audit in ledger.audits("round")][-3:]
+
+    def goes_on(clients: int) -> None:
+        reached = running.rounds()
+        running.until(lambda: running.rounds() > reached + 3 and counted() == [clients] * 3)
+
+    running.server("--minimum", "3", "--deadline", "1")
+    for name in CLIENTS:
+        running.client(name)
+    goes_on(4)
+    running.kill(CLIENTS[0])
+    goes_on(3)
+    running.client(CLIENTS[0])
+    goes_on(4)
