@@ -1,4 +1,4 @@
-"""The tutorial of a language model: every command as typed, in order, and its Python."""
+"""The tutorials of a language model and of privacy: every command as typed, in order, and its Python."""
 
 import re
 import runpy
@@ -32,3 +32,18 @@ def test_a_small_language_model_offline(
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     exec(compile(code, "tutorial", "exec"), {})  # noqa: S102 - our own documentation
     assert capsys.readouterr().out.strip() == "positive"
+
+
+def test_what_a_run_gives_away(tmp_path: Path) -> None:
+    """The example of the first step runs in tests/test_docs.py."""
+    page = (ROOT / "docs" / "tutorial-privacy.md").read_text(encoding="utf-8")
+    attack, *lines = [line for text in re.findall(r"```sh\n(.*?)```", page, re.S) for line in text.splitlines()]
+    assert attack == "python examples/what_scalars_reveal.py"
+    for line in lines:
+        said, _, file = line.partition(" > ")
+        done = command(*shlex.split(said)[1:], cwd=tmp_path)
+        assert done.returncode == 0, (line, done.stderr)
+        if file:
+            (tmp_path / file).write_text(done.stdout)
+    assert "d = 4,810" in done.stdout
+    assert re.search(r"up\W+round\W+800 ", done.stdout)
