@@ -203,14 +203,15 @@ class RunMethod(Keys):
 
     lr: Annotated[float, Field(gt=0, lt=1e30)] | Literal["auto"] = Field(
         1e-3,
-        description='eta, learning rate; by default 1e-5 in a recipe with a pretrained model; "auto": the run finds it',
+        description='eta, learning rate; by default 1e-5 in a recipe with a pretrained model; "auto": the run finds it,'
+        " without a sweep",
     )
     lr_start: float | None = Field(
         None,
         gt=0,
         lt=1e30,
         examples=[1e-4],
-        description='where lr = "auto" begins; left out: so low that the first step is a hundredth of mu',
+        description='where lr = "auto" begins; left out: so low that the first step is a tenth of mu',
     )
     local_lr: float = Field(0.1, gt=0, description='learning rate of the clients\' optimizer, with slopes = "training"')
     local_optimizer: LocalOptimizer = Field("sgd", description='that optimizer: "sgd", "adam" or "adamw"')

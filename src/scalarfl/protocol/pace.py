@@ -17,7 +17,7 @@ from scalarfl.ledger.entries import Audit
 from scalarfl.ledger.header import Header
 from scalarfl.ledger.update import Update
 
-START, LONGEST = 0.1, 100.0
+START, LONGEST = 0.1, 1.0
 """Length of the first step in units of mu: where no learning rate is given to start from, and at most."""
 FASTEST, SLOWEST = 1.2, 0.06
 """Bounds of the gain: the change of log lr in a round whose ratio is as large as usual."""
