@@ -1,5 +1,6 @@
 """From a recipe to its objects: the task, the model, the clients with their data."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,15 @@ class Judged:
     shares: dict[str, ExampleSet]
     """Each client's own of them, where clients measure; else none."""
 
-    def score(self, task: Task, model: nn.Module) -> Score:
-        """Of the model as it is now: on all examples, or on every client's share, pooled."""
+    def score(self, task: Task, model: nn.Module, among: Collection[str] = ()) -> Score:
+        """Of the model as it is now: on all examples, or on the clients' shares, pooled.
+
+        among: the clients that measured; where none of them has a share, all count.
+        """
         if not self.shares:
             return task.score(model, self.examples)
-        scores = [task.score(model, share) for share in self.shares.values()]
+        counted = [share for name, share in self.shares.items() if name in among] or self.shares.values()
+        scores = [task.score(model, share) for share in counted]
         examples = [score.examples for score in scores]
         loss, accuracy, _ = pooled(examples, [score.loss for score in scores], [score.accuracy for score in scores])
         return Score(loss, accuracy, sum(examples), {} if accuracy is None else {task.metric: accuracy})
@@ -71,9 +76,9 @@ class Prepared:
         sets = {"training": train, "test": self.test.examples}
         return [warning for what, texts in sets.items() if isinstance(texts, Texts) for warning in texts.check(what)]
 
-    def measure(self) -> Score:
-        """Evaluate the current model on the curve's examples."""
-        return self.judged.score(self.task, self.model)
+    def measure(self, among: Collection[str] = ()) -> Score:
+        """Evaluate the current model on the curve's examples; among: as for ``Judged.score``."""
+        return self.judged.score(self.task, self.model, among)
 
     def measure_test(self) -> Score:
         """Evaluate the current model on the test examples."""

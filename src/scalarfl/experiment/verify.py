@@ -68,7 +68,8 @@ def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
         prepared = prepare(recipe)
         replica = rebuild(recipe, prepared.model, ledger, progress)
         check_rounds(recipe, ledger)
-        measured = prepared.measure()
+        _, audit = next(reversed([*ledger.audits("evaluation")]), (0, None))
+        measured = prepared.measure([] if audit is None else [one.client for one in audit.participants])
         evaluations = ledger.evaluations()
         if evaluations and evaluations[-1].round == ledger.rounds:
             _check_measured(measured, evaluations[-1])
