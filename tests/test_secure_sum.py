@@ -40,7 +40,7 @@ from scalarfl.protocol.party import Party
 from scalarfl.protocol.rounds import Policy, RoundLoop
 from scalarfl.protocol.secure_client import REFUSED, SecureClient
 from scalarfl.protocol.secure_server import SecureServer
-from scalarfl.transports.nats import kit
+from scalarfl.transports.nats import kit, members
 from scalarfl.transports.nats.identity import KitIdentity
 from support import cross_entropy, header, network, shards
 
@@ -50,7 +50,7 @@ CONTEXT = b"a round"
 BOUND = 10.0
 
 
-def members(count: int, minimum: int = 3, lost: Iterable[int] = ()) -> dict[int, Member]:
+def cohort_of(count: int, minimum: int = 3, lost: Iterable[int] = ()) -> dict[int, Member]:
     alive = [number for number in range(count) if number not in set(lost)]
     return {u: Member(KEYS[u], PUBLIC[:count], u, minimum, CONTEXT) for u in alive}
 
@@ -70,7 +70,7 @@ def test_a_sum_is_exact_whoever_is_lost_in_whichever_leg(data: st.DataObject) ->
     first, second, third = (set(order[: cuts[leg]]) for leg in range(3))
     values = data.draw(st.lists(st.floats(-2 * BOUND, 2 * BOUND, width=32), min_size=2 * count, max_size=2 * count))
     numbers = {u: to_ring(np.array(values[2 * u : 2 * u + 2], dtype=np.float32), BOUND) for u in range(count)}
-    alive = members(count, lost=first)
+    alive = cohort_of(count, lost=first)
     sums = {u: alive[u].masked(numbers[u], sent_to(u, alive)) for u in alive if u not in second}
     opened = {u: alive[u].opened(list(sums)) for u in sums if u not in third}
     deposits = {u: member.deposit for u, member in alive.items()}
@@ -100,7 +100,7 @@ def test_shares_give_the_secret_back_and_fewer_give_nothing(count: int, data: st
 
 def test_what_the_server_sees_is_noise() -> None:
     """Ten clients send nothing but zeros: every bit of what they send is set half of the time, and no two agree."""
-    alive = members(10)
+    alive = cohort_of(10)
     zeros = np.zeros(200, dtype=np.uint64)
     sums = {u: member.masked(zeros, sent_to(u, alive)) for u, member in alive.items()}
     bits = np.unpackbits(np.concatenate(list(sums.values())).view(np.uint8))
@@ -111,7 +111,7 @@ def test_what_the_server_sees_is_noise() -> None:
 
 
 def test_less_than_the_agreed_number_opens_nothing() -> None:
-    alive = members(6)
+    alive = cohort_of(6)
     numbers = to_ring(np.ones(1, dtype=np.float32), BOUND)
     few = {u: alive[u] for u in range(4)}
     with pytest.raises(ProtocolError, match="4 clients are to be added up; at least 5"):
@@ -127,7 +127,7 @@ def test_less_than_the_agreed_number_opens_nothing() -> None:
 
 
 def test_a_share_that_is_not_its_sender_s_is_refused() -> None:
-    alive = members(3)
+    alive = cohort_of(3)
     shared = sent_to(0, alive)
     shared[1] = (shared[1][0], shared[2][1])
     with pytest.raises(ProtocolError, match="not what its sender sealed"):
@@ -514,6 +514,11 @@ def test_a_kit_vouches_for_its_client_s_key(tmp_path: Path) -> None:
     ):
         with pytest.raises(ProtocolError, match="the key of 'bob' is not vouched for"):
             alice.check(name, vouched, proof)
+    members.renew(tmp_path / "one", "bob")
+    folder = tmp_path / "one" / "bob"
+    renewed = KitIdentity(folder, kit.read(folder, "client"))
+    assert renewed.proof(key) != bob.proof(key)
+    alice.check("bob", key, renewed.proof(key))
     server, parties = made(4)
     client = parties["c000"].client
     assert isinstance(client, SecureClient)

@@ -1,6 +1,7 @@
 """A client's kit vouches for its key of secure sums, so that the server cannot put its own in a client's place."""
 
 import datetime
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ class KitIdentity:
             public.verify(signature, self._signed(name, key), _ecdsa())
             now = datetime.datetime.now(datetime.UTC)
             valid = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
-            if not valid or subject.value != f"{name}@{self.run}":
+            number = re.fullmatch(rf"{re.escape(name)}(\.[0-9]+)?@{self.run}", str(subject.value))  # as kit.identity
+            if not valid or number is None:
                 raise ValueError("expired, or another client's")
         except (InvalidSignature, ValueError, TypeError, AttributeError, msgspec.MsgspecError):
             raise ProtocolError(f"the key of '{name}' is not vouched for by this federation's authority.") from None
