@@ -143,7 +143,7 @@ def test_data_that_cannot_be_are_refused(clients: Any, says: str) -> None:
         ({"sampled": 3}, "sampled = 3: accepted is 1 to 2"),
         ({"seed": -1}, "seed = -1"),
         ({"aggregation": "mena"}, "aggregation = 'mena': no such aggregation; did you mean 'mean'?"),
-        ({"directions": "own"}, "directions = 'own': it should be 'shared' or 'per-client'"),
+        ({"directions": "own"}, "directions = 'own': it should be 'shared', 'per-client' or 'per-example'"),
         ({"sampled": 0}, "sampled = 0: it should be greater than or equal to 1"),
         ({"lrr": 0.1}, "lrr: no such keyword; did you mean 'lr'?"),
         ({"watch": print}, "watch: no such keyword; accepted: "),

@@ -20,7 +20,9 @@ import scalarfl
 from federation import Federation, free_port
 from scalarfl.experiment.compare.intervals import paired
 from scalarfl.experiment.compare.table import verdicts
-from scalarfl.noise.directions import noise
+from scalarfl.noise import rank_one
+from scalarfl.noise.directions import Layout, noise
+from scalarfl.noise.kernels import rank_one as compiled
 from scalarfl.noise.table import TABLE, TABLE_DIGEST
 from scalarfl.protocol.attacks import ATTACKS
 from support import command, cross_entropy, network, shards
@@ -77,16 +79,29 @@ def test_the_readme_s_commands_work(tmp_path: Path) -> None:
 
 
 def test_the_generator_page_is_the_generator() -> None:
-    (code,) = blocks("docs/generator.md", "python")
-    described = execute(code)["noise"]
+    code, third = blocks("docs/generator.md", "python")
+    described, sign = execute(code)["noise"], execute(third)["sign"]
     for seed, step, perturbation, address in [(2026, 0, 0, 0), (2**64 - 1, 3, 9, (1 << 38) + 5)]:
         ours = noise(seed, step, perturbation, address, 50)
         assert ours.tolist() == [described(seed, step, perturbation, address + i, TABLE) for i in range(50)]
+    for seed, step, q, first, begin in [(2026, 1, 5, 1, 0), (2**64 - 1, 3, 2**31 + 5, 1 << 35, 120)]:
+        device = torch.device("cpu")
+        for maker in (rank_one.signs, compiled.RankOne(Layout((), ())).signs):
+            found = maker(seed, step, [q], first, begin, 150, device)
+            assert found[0].tolist() == [sign(seed, step, q, first, begin + i) for i in range(150)]
     (golden,) = blocks("docs/generator.md", "text")
     assert golden.split() == [value.hex() for value in noise(2026, 0, 0, 0, 8).tolist()]
     page = (ROOT / "docs/generator.md").read_text()
     assert TABLE_DIGEST in page
-    assert scalarfl.noise.table.GENERATOR in page
+    for generator in (scalarfl.noise.table.GENERATOR, scalarfl.noise.table.HADAMARD, scalarfl.noise.table.RANK_ONE):
+        assert generator in page
+
+
+def test_the_directions_page_s_example_learns() -> None:
+    (code,) = blocks("docs/directions.md", "python")
+    names = execute(code)
+    inputs, labels = names["data"].tensors
+    assert float((names["model"](inputs).argmax(1) == labels).float().mean()) > 0.8
 
 
 def test_the_ledger_page_s_reader_reads(tmp_path: Path) -> None:

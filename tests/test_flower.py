@@ -164,7 +164,14 @@ def test_200_rounds_end_with_the_simulation_s_digest(tmp_path: Path) -> None:
     assert through.kinds == ["query"] * 4 + ["train"] * 400  # a message a client and round
 
 
-@pytest.mark.parametrize("extra", [["method.directions=per-client", "federation.local_steps=2"], ["method.name=hizoo"]])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["method.directions=per-client", "federation.local_steps=2"],
+        ["method.name=decomfl", "method.directions=per-example"],
+        ["method.name=hizoo"],
+    ],
+)
 def test_other_recipes_too(tmp_path: Path, extra: list[str]) -> None:
     made = config(tmp_path, [*DIGITS, *extra])
     serve(grid(tmp_path, made), made)

@@ -13,11 +13,12 @@ from support import RECIPE, command, fresh, last_json
 
 
 @pytest.mark.parametrize("override", ["federation.local_steps=1", "federation.local_steps=2", "evaluation.by=clients"])
-@pytest.mark.parametrize("directions", ["shared", "per-client"])
+@pytest.mark.parametrize("directions", ["shared", "per-client", "per-example"])
 def test_bytes_and_forward_passes(override: str, directions: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE)
-    recipe = recipes.load(path, [override, f"method.directions={directions}", "federation.rounds=150"])
+    method = ["method.name=decomfl"] if directions == "per-example" else []
+    recipe = recipes.load(path, [override, *method, f"method.directions={directions}", "federation.rounds=150"])
     found, result = plan(recipe), run.run(recipe, tmp_path / "run")
     assert found.dimension == result["dimension"]
     assert found.forward_passes == result["forward_passes"]
@@ -36,14 +37,15 @@ def test_bytes_of_a_long_run_are_extrapolated(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("evaluated", ["server", "clients"])
 @pytest.mark.parametrize("sampled", [2, 20, 40])
-@pytest.mark.parametrize("directions", ["shared", "per-client"])
+@pytest.mark.parametrize("directions", ["shared", "per-client", "per-example"])
 def test_bytes_of_many_clients_are_expected_values(
     evaluated: str, sampled: int, directions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE)
     clients = ["federation.clients=40", f"federation.sampled={sampled}", f"evaluation.by={evaluated}"]
-    recipe = recipes.load(path, [*clients, f"method.directions={directions}", "federation.rounds=200"])
+    method = ["method.name=decomfl"] if directions == "per-example" else []
+    recipe = recipes.load(path, [*clients, *method, f"method.directions={directions}", "federation.rounds=200"])
     exact = plan(recipe)
     monkeypatch.setattr("scalarfl.experiment.traffic.MANY", 1)
     found = plan(recipe)

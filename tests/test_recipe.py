@@ -117,7 +117,10 @@ def test_another_method_starts_from_its_own_settings(tmp_path: Path) -> None:
         (["method.lr=-1e-3"], "method.lr = -0.001"),
         (["method.lr=fast"], "method.lr = 'fast': it should be a valid number"),
         (["method.lr=nan"], "method.lr = nan: it should be a finite number"),
-        (["method.directions=mine"], "method.directions = 'mine': it should be 'shared' or 'per-client'"),
+        (
+            ["method.directions=mine"],
+            "method.directions = 'mine': it should be 'shared', 'per-client' or 'per-example'",
+        ),
         (["method.perturbations=2.5"], "method.perturbations = 2.5: it should be a valid integer"),
         (["federation.sampled=9"], "federation.sampled = 9: accepted is at most federation.clients = 4"),
         (["federation.clients=0"], "federation.clients = 0"),

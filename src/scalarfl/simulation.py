@@ -36,7 +36,7 @@ from scalarfl.protocol.rounds import Policy, RoundLoop
 from scalarfl.protocol.secure import check_cohort
 from scalarfl.protocol.secure_client import make_client, public_keys
 from scalarfl.protocol.secure_server import make_server
-from scalarfl.tasks.objective import Evaluate, Loss, as_loss, as_score
+from scalarfl.tasks.objective import Evaluate, Loss, as_score
 
 REPLAY_AT_ONCE = 1_000  # rounds; bounds the records held in memory while a ledger is replayed
 
@@ -167,7 +167,7 @@ def simulate(
     watch = together(callbacks)
     shown = following(progress, config.method.name)
     started = time.perf_counter()
-    replica = Replica(model, config.method, trainable, noise=config.noise)
+    replica = Replica(model, config.method, trainable, noise=config.generator)
     header = config.header(replica.base, replica.layout.digest(), replica.layout.dimension, lr)
     settings = {
         "lr": lr,
@@ -263,7 +263,7 @@ def _noting(loss: Loss, replica: Replica) -> Loss:
 
     def noting(model: nn.Module, batch: object) -> torch.Tensor | float:
         try:
-            return as_loss(loss(model, batch))
+            return loss(model, batch)
         except Exception as error:
             error.add_note(f"scalarfl: while a client's loss was evaluated in round {replica.position}")
             raise

@@ -45,7 +45,7 @@ def build_client(
     for warning in prepared.check():
         warn(warning)
     local = Local(recipe.method.local_lr, recipe.method.local_optimizer)
-    replica = Replica(prepared.model, recipe.method.scalar_only, prepared.trainable, noise=recipe.method.noise)
+    replica = Replica(prepared.model, recipe.method.scalar_only, prepared.trainable, noise=recipe.config.generator)
     made = recipe.config.header(replica.base, replica.layout.digest(), replica.layout.dimension, recipe.method.lr)
     replica.begin(made.digest())
     share = prepared.judged.examples if data is not None else prepared.judged.shares.get(name)
@@ -55,5 +55,5 @@ def build_client(
         def measure(model: Any) -> Any:
             return prepared.task.score(model, share)
 
-    probe, batch = Probe(replica, prepared.task.loss), recipe.federation.batch_size
+    probe, batch = Probe(replica, prepared.loss), recipe.federation.batch_size
     return make_client(name, own, probe, made, batch, measure, local, slopes, identity=identity)

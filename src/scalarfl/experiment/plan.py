@@ -115,10 +115,11 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
     limit = 1_000_000 * (DEFAULT if recipe.model.frozen_cache is None else recipe.model.frozen_cache)
     drawn = federation.rounds * federation.sampled * federation.local_steps * federation.batch_size
     kept = min(limit, (an_example + OVERHEAD) * drawn) if an_example else 0
-    per_step = method.perturbations * d
-    slots = federation.sampled if method.directions == "per-client" else 1
+    own = method.directions == "per-example"
+    per_step = method.perturbations * d * (federation.batch_size if own else 1)
+    slots = federation.sampled if method.directions != "shared" else 1
     rows = 1 if found_by == "training" else federation.local_steps
-    probed = rows * per_step * (slots if whole and not gradient else federation.sampled)
+    probed = 0 if own else rows * per_step * (slots if whole and not gradient else federation.sampled)
     passes_over_noise = 2 if method.scalar_only.curved else 1  # itself, and its square
     replayed = rows * per_step * slots * passes_over_noise
     seconds = None

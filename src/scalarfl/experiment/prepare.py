@@ -20,7 +20,7 @@ from scalarfl.noise.seeds import generator
 from scalarfl.protocol.aggregation import pooled
 from scalarfl.protocol.client import Dataset
 from scalarfl.tasks import TASKS, ExampleSet, Shard, Task, dirichlet, first, iid, load_task
-from scalarfl.tasks.objective import Score
+from scalarfl.tasks.objective import Loss, Score
 
 Indices = npt.NDArray[np.int64]
 
@@ -59,6 +59,11 @@ class Prepared:
     """The test examples."""
     validation: Judged | None
     """Training examples that no client trains on; None if the recipe holds none out."""
+
+    @property
+    def loss(self) -> Loss:
+        """The clients' loss: of batches, or of their examples where each has directions of its own."""
+        return self.task.losses if self.recipe.config.directions == "per-example" else self.task.loss
 
     @property
     def trainable(self) -> selection.Trainable:

@@ -74,8 +74,9 @@ class Recipe(Keys):
             attacked = federation.attack is not None
             check_attackers(rule, federation.attackers, federation.sampled, attacked=attacked)
             check_cohort(federation.secure_sum, federation.sampled, self.method.lr)
-            slots = self.federation.sampled if self.method.directions == "per-client" else 1
-            scalars = slots * self.federation.local_steps * self.method.perturbations
+            slots = federation.sampled if self.method.directions != "shared" else 1
+            examples = federation.batch_size if self.method.directions == "per-example" else 1
+            scalars = slots * federation.local_steps * self.method.perturbations * examples
             if 8 * scalars > MAX_BYTES:  # there may be two scalars a direction
                 raise ValueError(
                     f"federation.local_steps and method.perturbations give {scalars:,} scalars a round: accepted are "

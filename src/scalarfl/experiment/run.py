@@ -66,7 +66,7 @@ def start(
     return simulate(
         prepared.model,
         prepared.clients,
-        task.loss,
+        prepared.loss,
         recipe.config,
         recipe.run,
         trainable=prepared.trainable,

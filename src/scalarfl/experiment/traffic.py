@@ -78,7 +78,7 @@ def _expected(recipe: Recipe, made: Header, scalars: bytes) -> tuple[float, floa
     federation, evaluation = recipe.federation, recipe.evaluation
     many, asked, rounds = federation.clients, federation.sampled, federation.rounds
     name, middle = f"client-{many:04d}", rounds // 2
-    slots = list(range(asked)) if made.directions == "per-client" else [0]
+    slots = list(range(asked)) if made.directions != "shared" else [0]
     kind = Update if made.kinds == 1 else CurvedUpdate
     seed, lr, packed = 2**63, recipe.method.first_lr or 1e-3, scalars[: 4 * math.prod(made.shape)] * len(slots)
     record = len(encode(kind(middle, seed, lr, made.local_steps, slots, packed)))

@@ -109,7 +109,7 @@ def rebuild(
     """
     check_settings(recipe, ledger)
     own = recipe.method.scalar_only
-    replica = Replica(model, own, trainable(recipe.model), noise=recipe.method.noise)
+    replica = Replica(model, own, trainable(recipe.model), noise=recipe.config.generator)
     wanted = recipe.config.header(replica.base, replica.layout.digest(), replica.layout.dimension, recipe.method.lr)
     for key in Header.__struct_fields__:
         found, recorded = getattr(wanted, key), getattr(ledger.header, key)
@@ -140,10 +140,8 @@ def check_rounds(recipe: Recipe, ledger: Ledger) -> None:
         latest, before = update, audit
         if (update.seed, update.local_steps) != (drawn, h.rows):
             raise VerificationError(f"{where} has directions that do not match the federation's seed.")
-        if update.slots and len(update.perturbations) != len(update.slots) * h.perturbations:
-            raise VerificationError(
-                f"{where} has {len(update.perturbations)} directions, not {h.perturbations} a slot."
-            )
+        if update.slots and len(update.perturbations) != len(update.slots) * h.shape[-1]:
+            raise VerificationError(f"{where} has {len(update.perturbations)} directions, not {h.shape[-1]} a slot.")
     for number, audit in ledger.audits("round"):
         if len(audit.cohort) > recipe.federation.sampled:
             raise VerificationError(

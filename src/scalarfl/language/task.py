@@ -16,6 +16,7 @@ from scalarfl.language.batches import SEPARATELY, Encoded, Piece, pieces
 from scalarfl.language.heads import Causal, Head
 from scalarfl.language.rows import Row
 from scalarfl.model.frozen import Rows, through
+from scalarfl.model.per_example import portion
 from scalarfl.tasks.objective import Score
 
 ANSWER_TOKENS = 50
@@ -105,10 +106,12 @@ class TextTask:
         In the order of the pieces' rows, which is by length. Of classes the mean is ``loss``, to rounding; of longer
         answers it is not: ``loss`` weighs every token alike, this every example, which no other example changes.
         """
-        found = []
+        found, begin = list[Tensor](), 0
         for piece in batch:
-            each = functional.cross_entropy(*self._outputs(model, piece), reduction="none")
-            counts = piece.counts().to(each.device)
+            counts = piece.counts()
+            with portion(model, begin, len(counts)):
+                each = functional.cross_entropy(*self._outputs(model, piece), reduction="none")
+            begin, counts = begin + len(counts), counts.to(each.device)
             rows = torch.repeat_interleave(torch.arange(len(counts), device=each.device), counts)
             found.append(each.new_zeros(len(counts)).index_add(0, rows, each) / counts.clamp(min=1))
         return torch.cat(found)

@@ -42,7 +42,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     mu: float
     perturbations: int
     local_steps: int
-    directions: Literal["shared", "per-client"]
+    directions: Literal["shared", "per-client", "per-example"]
     found_by: FoundBy = msgspec.field(default="forward", name="difference")
     lr: Literal["given", "auto"] = "given"
     """"auto": clients also measure the slope along the latest move, by which the server sets the learning rate."""
@@ -97,8 +97,12 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the scalars that a client sends for a round: rows, kinds, directions."""
-        return self.rows, self.kinds, self.perturbations
+        """Of the scalars that a client sends for a round: rows, kinds, directions.
+
+        Of a direction for every example: the first P of them are the first example's, and so on.
+        """
+        own = (self.batch_size or 1) if self.directions == "per-example" else 1
+        return self.rows, self.kinds, own * self.perturbations
 
     def digest(self) -> bytes:
         """SHA-256 of the canonical JSON."""

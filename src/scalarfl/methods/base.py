@@ -174,6 +174,11 @@ class Method(BaseModel):
             return tuple(coefficients)
         return tuple(np.asarray(self.weigh(coefficients), dtype=np.float32).tolist())
 
+    @classmethod
+    def unscaled(cls) -> bool:
+        """Whether z = u, in all coordinates."""
+        return cls.scale is Method.scale
+
     @property
     def curved(self) -> bool:
         """Whether the rule learns from ``LocalStep.curvature``. Such a rule moves along Dx itself: it is ``plain``."""

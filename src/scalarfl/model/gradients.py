@@ -27,7 +27,7 @@ from scalarfl.model.heading import Heading
 from scalarfl.model.overlay import Overlay
 from scalarfl.model.replica import Replica, sliced
 from scalarfl.noise.kernels import for_each_block
-from scalarfl.tasks.objective import Loss
+from scalarfl.tasks.objective import Loss, as_loss
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -126,13 +126,13 @@ class Gradients:
         return [first, *sums.tolist()]
 
     def _loss(self, batch: Any) -> Tensor:
-        loss = self.loss(self.replica.model, batch)
+        loss = as_loss(self.loss(self.replica.model, batch))
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             raise InputError(
                 "slopes by a backward pass need a loss that is a tensor with a gradient: compute it in torch, without "
                 "no_grad and without detaching; or use slopes = 'difference'."
             )
-        return loss.float().mean()
+        return loss.float()
 
     def _projected(
         self,

@@ -48,6 +48,11 @@ class Overlay:
                 self._owned[module] = own
         self._hooked = False
 
+    @property
+    def owners(self) -> tuple[nn.Module, ...]:
+        """The layers that have trainable parameters of their own."""
+        return tuple(self._owned)
+
     @contextmanager
     def whole(self, tensors: Sequence[Tensor]) -> Iterator[None]:
         """Let all trainable parameters have the values ``tensors``: by pointing there, at the places of a mask by a

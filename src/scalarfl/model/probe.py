@@ -7,25 +7,31 @@ scratch buffer, and the model's parameters point there for as long as a loss is 
 import logging
 import math
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from scalarfl.errors import InputError
 from scalarfl.ledger.update import Update
 from scalarfl.methods import LocalStep
 from scalarfl.model.gradients import Gradients, Training
 from scalarfl.model.heading import Heading
 from scalarfl.model.overlay import Fill, Overlay
+from scalarfl.model.per_example import KEY, PerExample
 from scalarfl.model.replica import Replica, sliced
 from scalarfl.noise.kernels import for_each_block
-from scalarfl.tasks.objective import Loss
+from scalarfl.tasks.objective import Loss, as_loss, as_losses
 
 SMALL = 1 << 24
 """Models with up to this many trainable parameters are perturbed in one copy, shared by the cohort; larger ones layer
 by layer, which needs no more memory than the largest layer."""
 BACK = -1
 """Stands for the direction of the latest move, beside the numbers of a round's directions."""
+
+FAR = 1e-2
+"""How far weights are displaced, at least, to compare two ways to do so."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -49,6 +55,12 @@ class LossQuery(NamedTuple):
     """Return slopes by a backward pass instead of the displaced losses."""
     back: Update | None = None
     """A move whose direction (``Heading``) is one more direction, after the others."""
+    examples: int = 0
+    """Those of the batch, b, where each has directions of its own: the first ``len(perturbations) // batch size`` ones
+    belong to the first example, and so on. Returned are the mean loss and the b losses at the position (unless bare),
+    then b losses for each of ``passes``, and the mean loss along ``back``."""
+    passes: int = 0
+    """P, the directions of an example."""
 
     @property
     def points(self) -> tuple[int, ...]:
@@ -75,6 +87,8 @@ class Probe:
         self.overlay = Overlay(replica.model, replica.parts, replica.tensors)
         masked = any(part.places is not None for part in replica.parts)
         self.gradients = Gradients(replica, loss, self.overlay)
+        self.per_example = None if replica.kernels.factors is None else PerExample(replica, self.overlay)
+        self._compared = False  # whether displaced outputs were held against displaced weights
         self._layered = replica.layout.dimension > small and not masked
         self._trusted = False  # whether the model was seen to use its weights inside their layers alone
         self._perturbed: list[Tensor] = []
@@ -82,9 +96,72 @@ class Probe:
 
     def measure(self, questions: Sequence[Question]) -> list[list[float]]:
         """Answer any mix of queries, in order: losses, or a loss and slopes (``Gradients``)."""
+        if self.per_example is not None:
+            return [self._of_examples(q) for q in questions if isinstance(q, LossQuery)]
         differences = [q for q in questions if isinstance(q, LossQuery) and not q.exact]
         losses = iter(self.losses(differences))
         return [self._followed(q) if isinstance(q, Training) or q.exact else next(losses) for q in questions]
+
+    @torch.no_grad()
+    def _of_examples(self, question: LossQuery) -> list[float]:
+        """Answer a query for the losses of examples, each along directions of its own."""
+        assert self.per_example is not None
+        position = self._position(question)
+        if not self._compared:
+            self._compare(question, position)
+            self._compared = True
+        found = []
+        with self.overlay.whole(self._as_weights(position)):
+            if not question.bare:
+                losses = self._losses(question)
+                found = [float(losses.mean()), *losses.tolist()]
+            for number in range(question.passes):
+                with self._displaced(question, number, question.mu):
+                    found += self._losses(question).tolist()
+        self.evaluations += question.passes + (not question.bare)
+        if question.back is not None:
+            found += self._beside(position, question, BACK, [question.batch])
+        return found
+
+    def _displaced(self, question: LossQuery, number: int, mu: float) -> AbstractContextManager[None]:
+        """Displace every example along its own direction of this number."""
+        assert self.per_example is not None
+        own = question.perturbations[number :: question.passes][: question.examples]
+        return self.per_example.displaced(question.seed, len(question.walk), own, mu)
+
+    def _losses(self, question: LossQuery) -> Tensor:
+        """float64[b]: the losses of the batch's examples."""
+        return as_losses(self.loss(self.replica.model, question.batch), question.examples)
+
+    def _compare(self, question: LossQuery, position: list[Tensor]) -> None:
+        """Hold the first and the last example's losses against those at weights that are displaced themselves."""
+        far = question._replace(mu=max(question.mu, FAR))
+        with self.overlay.whole(self._as_weights(position)):
+            at_x = self._losses(far)
+            with self._displaced(far, 0, far.mu):
+                own = self._losses(far)
+        if not bool((at_x + own).isfinite().all()):
+            return
+        slack = 1e-4 if self.replica.tensors[0].dtype == torch.float32 else 5e-2
+        for example in {0, question.examples - 1}:
+            fill = self._filler(position, far, question.perturbations[example * question.passes])
+            if self._layered:
+                context = self.overlay.layered(fill)
+            else:
+                moved = [torch.empty_like(tensor) for tensor in self.replica.tensors]
+                for index, tensor in enumerate(moved):
+                    fill(index, tensor.view(-1), 0)
+                context = self.overlay.whole(moved)
+            with context:
+                dense = float(self._losses(far)[example])
+            before, found = float(at_x[example]), float(own[example])
+            if not abs(found - dense) <= slack * max(1.0, abs(before)) + 0.05 * abs(dense - before):
+                raise InputError(
+                    f"{KEY}: beside a loss of {before:.6g}, example {example} of a batch has {found:.6g} along its own "
+                    f"direction, and {dense:.6g} with weights displaced by it. The model mixes the examples of a "
+                    "batch or uses a weight outside of its layer, or the loss gives them in another order. Use "
+                    "directions = 'per-client'."
+                )
 
     def _followed(self, question: Question) -> list[float]:
         """Answer a query that needs a backward pass."""
@@ -145,7 +222,7 @@ class Probe:
         for outside in (None, self.replica.tensors):
             try:
                 with self.overlay.layered(fill, outside):
-                    answers.append(float(self.loss(self.replica.model, batch)))
+                    answers.append(float(as_loss(self.loss(self.replica.model, batch))))
             except (RuntimeError, ValueError, IndexError):
                 answers.append(math.nan)
         if answers[0] == answers[1]:
@@ -216,7 +293,7 @@ class Probe:
 
     def _loss(self, batch: Any) -> float:
         self.evaluations += 1
-        return float(self.loss(self.replica.model, batch))
+        return float(as_loss(self.loss(self.replica.model, batch)))
 
 
 def _standpoint(question: LossQuery) -> Hashable:

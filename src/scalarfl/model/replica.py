@@ -16,7 +16,7 @@ from scalarfl.model.digest import base_digest, digest_tensors
 from scalarfl.model.selection import Trainable, select
 from scalarfl.noise.directions import Layout
 from scalarfl.noise.kernels import Kernels, chosen, for_each_block
-from scalarfl.noise.table import Noise
+from scalarfl.noise.table import Kind
 
 
 class Replica:
@@ -32,7 +32,7 @@ class Replica:
         method: Method,
         trainable: Trainable = "all",
         kernels: Kernels | None = None,
-        noise: Noise = "normal",
+        noise: Kind = "normal",
     ) -> None:
         for name, module in model.named_modules():
             if getattr(module, "max_norm", None) is not None:

@@ -16,6 +16,9 @@ GENERATOR = "philox4x32-10/bytes/table256/1"
 HADAMARD = "philox4x32-10/hadamard/1"
 """The second generator's, which needs no table."""
 
+RANK_ONE = "philox4x32-10/rank-one/1"
+"""The third generator's, of a direction for every example; it needs no table either."""
+
 # The upper half, ascending, as little-endian float32; the lower half mirrors it.
 _UPPER_HALF = bytes.fromhex(
     "327ca03b43bc703c2ba0c83c91730c3d809a343de1c55c3d587b823df796963d4db6aa3ddcd9be3d2402d33da92fe73d"
@@ -38,7 +41,14 @@ TABLE = np.concatenate([-_upper[::-1], _upper])
 TABLE_DIGEST = hashlib.sha256(TABLE.astype("<f4").tobytes()).hexdigest()
 
 Noise = Literal["normal", "hadamard"]
-"""The generators: ``directions`` (close to a standard normal) and ``hadamard`` (+1 and -1, orthogonal)."""
+"""What shared and per-client directions are made of, as users choose it."""
 
-GENERATORS: dict[Noise, tuple[str, str]] = {"normal": (GENERATOR, TABLE_DIGEST), "hadamard": (HADAMARD, "")}
+Kind = Literal["normal", "hadamard", "rank-one"]
+"""The generators: ``directions`` (close to a standard normal), ``hadamard`` (+1 and -1, orthogonal), ``rank_one``."""
+
+GENERATORS: dict[Kind, tuple[str, str]] = {
+    "normal": (GENERATOR, TABLE_DIGEST),
+    "hadamard": (HADAMARD, ""),
+    "rank-one": (RANK_ONE, ""),
+}
 """What a ledger's header says of each kind of noise: the generator and its table."""

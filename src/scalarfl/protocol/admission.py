@@ -41,7 +41,7 @@ LONGEST_INTEGER = 9  # bytes
 
 def check_size(header: Header, sampled: int) -> None:
     """Raise InputError where a round's record could be longer than a message may be."""
-    slots = sampled if header.directions == "per-client" else 1
+    slots = sampled if header.directions != "shared" else 1
     size = slots * (4 * math.prod(header.shape) + LONGEST_INTEGER)
     if size > MAX_BYTES - 100:  # the other fields
         raise InputError(

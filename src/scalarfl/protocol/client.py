@@ -84,6 +84,8 @@ class Client:
         """The optimizer of projected local training; clients may differ."""
         self.slopes = header.found_by if slopes is None else own_way(slopes, header.found_by, self.local.optimizer)
         """How this client finds its scalars: as in the header, or another way to the same numbers."""
+        if header.directions == "per-example" and self.slopes == "exact":
+            raise InputError("slopes = 'exact': a direction for every example is measured by differences of losses.")
 
     def hello(self) -> bytes:
         """The handshake's request: the client's name, its contract, its position."""
@@ -126,7 +128,7 @@ class Client:
                 f"the server is faulty: it announced the seed {task.seed} for round {task.round}, the header implies "
                 f"{expected}. {self.name} answers nothing; ask the server's operator."
             )
-        own = range(task.slot * h.perturbations, (task.slot + 1) * h.perturbations)
+        own = range(task.slot * h.shape[-1], (task.slot + 1) * h.shape[-1])
         back = self._latest(task) if h.extra else None
         scalars = np.zeros(h.shape, dtype=np.float32)
         along = np.zeros(h.extra, dtype=np.float32)
@@ -151,6 +153,8 @@ class Client:
     def _slopes(self, asked: LossQuery) -> Generator[Question, list[float], Scalars]:
         """float32[kinds, P] of one local step, by f(x_k + mu z_p) beside f(x_k) or f(x_k - mu z_p), or by backward."""
         mu = asked.mu
+        if self.header.directions == "per-example":
+            return (yield from self._of_examples(asked))[None]
         if self.slopes == "exact":
             _, *exact = yield asked._replace(exact=True)
             return _float32(exact)[None]
@@ -164,6 +168,27 @@ class Client:
             return _float32(ahead, behind, 2 * mu)[None]
         at_x, *ahead = ahead
         return np.stack([_float32(ahead, behind, 2 * mu), _bends(ahead, at_x, behind, mu)])
+
+    def _of_examples(self, asked: LossQuery) -> Generator[Question, list[float], Scalars]:
+        """float32[B P]: the slope of each example's own loss along each of its own directions.
+
+        A batch of b < B examples counts as much as a whole one: its slopes are B / b times as large, and the other
+        examples' are 0. The mean loss's slope along the latest move, if it is asked for, comes last.
+        """
+        h, count = self.header, min(self.batch_size, len(self.data))
+        asked = asked._replace(examples=count, passes=h.perturbations)
+        slopes = np.zeros((self.batch_size, h.perturbations), np.float32)
+        if self.slopes == "forward":
+            at_x, *losses = yield asked
+            behind, ahead, distance = losses[:count] * h.perturbations, losses[count:], h.mu
+            behind += [at_x] * (len(ahead) - len(behind))
+        else:
+            ahead = yield asked._replace(bare=True)
+            behind, distance = (yield asked._replace(bare=True, mu=-h.mu)), 2 * h.mu
+        own = count * h.perturbations
+        found = _float32(ahead[:own], behind[:own], distance * count / self.batch_size)
+        slopes[:count] = found.reshape(-1, count).T
+        return np.append(slopes, _float32(ahead[own:], behind[own:], distance))
 
     @torch.no_grad()
     def measure(self, message: bytes) -> bytes:
@@ -205,7 +230,7 @@ class Client:
         To a transform that slope is one more direction: what a transform bounds or hides holds for all of them.
         """
         sent = transformed(self.transforms, found, Context(self.header.seed, self.name, round_, step))
-        directions = self.header.perturbations
+        directions = self.header.shape[-1]
         if sent.shape[1] > directions:
             along[:] = sent[0, directions]
         return sent[:, :directions]

@@ -64,7 +64,7 @@ class Combiner:
         declared = {participant.client: participant.examples for participant in participants}
         self._examples.note(declared)
         counted = self._examples.counted(declared)
-        if self._header.directions == "per-client":
+        if self._header.directions != "shared":
             return per_client(self._weights(counted), scalars), self.state
         replies = [Reply(p.client, n, own) for p, n, own in zip(participants, counted, scalars, strict=True)]
         found, after = self._rule.aggregate(self.state, replies)

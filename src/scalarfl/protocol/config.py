@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationError, mod
 
 from scalarfl.errors import InputError, nearest, refused
 from scalarfl.ledger.header import FoundBy, Header
-from scalarfl.noise.table import GENERATORS, Noise
+from scalarfl.noise.table import GENERATORS, Kind, Noise
 from scalarfl.protocol.aggregation import AGGREGATIONS, Aggregator, make_aggregator
 from scalarfl.protocol.attacks import ATTACKS
 from scalarfl.protocol.keys import Keys, SecureSum
@@ -26,7 +26,11 @@ Slopes = Literal["difference", "exact", "training"]
 """How scalars are found, as users write it; ``FoundBy`` has the details."""
 BY_LOSSES: Final = "difference"
 Difference = Literal["forward", "central", "second"]
+Directions = Literal["shared", "per-client", "per-example"]
 LocalOptimizer = Literal["sgd", "adam", "adamw"]
+
+
+_OTHERS = "Use 'decomfl', 'hiso-scalar', 'momentum', 'meazo' or 'fzoo', or directions = 'per-client'."
 
 
 def _known(name: str) -> str:
@@ -86,8 +90,10 @@ class AgreedMethod(Keys):
 
     mu: float = Field(1e-3, gt=1e-30, lt=1e30, description="mu, perturbation size")
     perturbations: int = Field(5, ge=1, le=4096, description="P, directions per local step")
-    directions: Literal["shared", "per-client"] = Field(
-        "shared", description='"shared" by the cohort, or different for each of its clients: "per-client"'
+    directions: Directions = Field(
+        "shared",
+        description='"shared" by the cohort, different for each of its clients: "per-client", or for every example of '
+        'their batches: "per-example"',
     )
     slopes: Slopes = Field(
         BY_LOSSES,
@@ -134,7 +140,7 @@ class FederationConfig(Agreed):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _ = self.found_by, self.pipeline
+        _ = self.found_by, self.pipeline, self.generator
         make_aggregator(self.aggregation, directions=self.directions)
         check_secure_sum(self.secure_sum, self.aggregation, self.directions, self.attackers)
         return self
@@ -159,6 +165,22 @@ class FederationConfig(Agreed):
         return self.slopes
 
     @property
+    def generator(self) -> Kind:
+        """What makes the directions. Raises InputError for what cannot be combined with those of examples."""
+        if self.directions != "per-example":
+            return self.noise
+        method, key = self.method, "directions = 'per-example'"
+        if self.noise != "normal":
+            raise InputError(f"noise = '{self.noise}': {key} has signs of its own; leave the key out.")
+        if self.slopes != BY_LOSSES:
+            raise InputError(f"slopes = '{self.slopes}': {key} measures differences of losses; leave the key out.")
+        if method.curved:
+            raise InputError(f"{key}: '{method.name}' learns from second differences of whole batches. {_OTHERS}")
+        if method.vectors and not type(method).unscaled():
+            raise InputError(f"{key}: '{method.name}' scales every coordinate of a direction by itself. {_OTHERS}")
+        return "rank-one"
+
+    @property
     def pipeline(self) -> tuple[Transform, ...]:
         """What clients do to their scalars. Raises InputError for a transform that there is not."""
         return make_transforms(self.method.transforms if self.transforms is None else self.transforms)
@@ -168,7 +190,7 @@ class FederationConfig(Agreed):
 
         lr: the run's; parties agree on whether it is "auto", not on its value.
         """
-        generator, table = GENERATORS[self.noise]
+        generator, table = GENERATORS[self.generator]
         same = {key: getattr(self, key) for key in Agreed.model_fields if key in Header.__struct_fields__}
         return Header(
             base=base,
@@ -293,7 +315,7 @@ class Keywords(TypedDict, total=False):
     seed: int
     mu: float
     perturbations: int
-    directions: Literal["shared", "per-client"]
+    directions: Directions
     slopes: Slopes
     difference: Difference | None
     transforms: list[str | dict[str, Any]] | None
@@ -312,7 +334,7 @@ class Keywords(TypedDict, total=False):
 
 KEYS = {**FederationConfig.model_fields, **RunConfig.model_fields}
 
-Kind = TypeVar("Kind", FederationConfig, RunConfig)
+Config = TypeVar("Config", FederationConfig, RunConfig)
 
 
 def configured(
@@ -328,7 +350,7 @@ OTHERS = ("trainable", "evaluate", "ledger", "resume", "callbacks", "progress", 
 """The other keywords of ``simulate``."""
 
 
-def _changed(kind: type[Kind], given: Kind | None, keywords: dict[str, Any]) -> Kind:
+def _changed(kind: type[Config], given: Config | None, keywords: dict[str, Any]) -> Config:
     before = {} if given is None else {key: getattr(given, key) for key in kind.model_fields}
     try:
         return kind.model_validate(before | {key: keywords[key] for key in kind.model_fields.keys() & keywords.keys()})

@@ -126,7 +126,7 @@ class Server:
     def open_round(self, present: Sequence[str]) -> dict[str, bytes]:
         """Sample the cohort from the admitted clients that are present; returns the encoded RoundTask of each.
 
-        An open round may be retried, without its replies so far. With per-client directions a client keeps its first
+        An open round may be retried, without its replies so far. With directions of its own a client keeps its first
         ones, which no other client gets: its late reply answers the retry too.
         """
         given = tuple(present)
@@ -137,7 +137,7 @@ class Server:
             self._present, self._candidates = given, sorted(given)
         header, round_ = self.ledger.header, self.ledger.rounds
         drawn = cohort(self._candidates, self.sampled, header.seed, round_)
-        if header.directions == "per-client":
+        if header.directions != "shared":
             slots = {client: self._slots.setdefault(client, len(self._slots)) for client in drawn}
         else:
             slots = dict.fromkeys(drawn, 0)
@@ -246,7 +246,7 @@ class Server:
         if order:
             vectors = [opened.sound[client].scalars for client in order]
             found = usual(vectors)
-            slots = [p.slot for p in participants] if header.directions == "per-client" else [0]
+            slots = [p.slot for p in participants] if header.directions != "shared" else [0]
             combined, after = self._combiner.combine(participants, vectors)
             packed = pack(combined)
         kind = Update if header.kinds == 1 else CurvedUpdate

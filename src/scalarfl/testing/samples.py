@@ -39,6 +39,11 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
+def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """float32[B]: the same of each example."""
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
 def updates(
     count: int,
     *,

@@ -29,7 +29,7 @@ from scalarfl.model.probe import Probe
 from scalarfl.model.replica import Replica
 from scalarfl.protocol.callbacks import Progress
 from scalarfl.protocol.client import Client
-from scalarfl.protocol.config import FederationConfig
+from scalarfl.protocol.config import Directions, FederationConfig
 from scalarfl.protocol.messages import RoundReply, RoundTask, failure
 from scalarfl.protocol.party import Party
 from scalarfl.protocol.rounds import Policy, RoundLoop, Transport
@@ -37,7 +37,7 @@ from scalarfl.protocol.schedule import DIVERGED_AFTER
 from scalarfl.protocol.server import Server
 from scalarfl.simulation import Run, replay, simulate
 from scalarfl.tasks.objective import Score
-from scalarfl.testing.samples import cross_entropy, network, shards
+from scalarfl.testing.samples import cross_entropy, losses, network, shards
 
 Federate = Callable[[Transport], RoundLoop]
 """Makes the loop that is to run over a transport."""
@@ -101,9 +101,10 @@ class Respondent:
 
     def probe(self) -> Probe:
         """A replica of the base model, and the loss."""
-        replica = Replica(network(), METHOD)
+        replica = _replica(self.header.directions)
         replica.begin(self.header.digest())
-        return Probe(replica, _nan if self.trouble == "diverged" else cross_entropy)
+        loss = losses if self.header.directions == "per-example" else cross_entropy
+        return Probe(replica, _nan if self.trouble == "diverged" else loss)
 
     def party(self, probe: Probe) -> Party:
         """The client on this replica."""
@@ -195,9 +196,10 @@ def contract(run: Callable[[Federate, Clients], None], *, shared: bool = False, 
         return made[0]
 
     class Contract:
-        def test_it_ends_as_the_simulation_ends(self) -> None:
-            """To the last byte of the ledger."""
-            expected, ledger = _simulated(), _ledger()
+        @pytest.mark.parametrize("directions", ["shared", "per-example"])
+        def test_it_ends_as_the_simulation_ends(self, directions: Directions) -> None:
+            """To the last byte of the ledger, with directions of the cohort's or of every example's."""
+            expected, ledger = _simulated(directions=directions), _ledger(directions=directions)
             loop = ran(ledger, "", _patient())
             _same(ledger, expected)
             assert ledger.evaluations() == expected.evaluations
@@ -246,13 +248,26 @@ def _quick() -> Policy:
     return Policy(ROUNDS, len(NAMES), len(NAMES), deadline=DEADLINE, again=SOON, evaluate_every=EVERY)
 
 
-def _ledger(lr: float | Literal["auto"] = SETTINGS["lr"]) -> Ledger:
-    replica = Replica(network(), METHOD)
-    config = FederationConfig(method=METHOD, **{k: SETTINGS[k] for k in ("perturbations", "batch_size")})
+def _config(directions: Directions) -> FederationConfig:
+    own = directions == "per-example"
+    method = make_method("decomfl") if own else METHOD  # whose vector leaves no direction of rank one
+    keys = {key: SETTINGS[key] for key in ("perturbations", "batch_size")}
+    return FederationConfig(method=method, directions=directions, **keys)
+
+
+def _replica(directions: Directions) -> Replica:
+    config = _config(directions)
+    return Replica(network(), config.method, noise=config.generator)
+
+
+def _ledger(lr: float | Literal["auto"] = SETTINGS["lr"], directions: Directions = "shared") -> Ledger:
+    config, replica = _config(directions), _replica(directions)
     return Ledger.create(None, config.header(replica.base, replica.layout.digest(), replica.layout.dimension, lr))
 
 
-def _simulated(loss: Any = cross_entropy, lr: float | Literal["auto"] = SETTINGS["lr"]) -> Run:
+def _simulated(
+    loss: Any = None, lr: float | Literal["auto"] = SETTINGS["lr"], directions: Directions = "shared"
+) -> Run:
     """The run that every transport must end with."""
     data = dict(zip(NAMES, shards(len(NAMES)), strict=True))
     measured = dict.fromkeys(NAMES, _score)
@@ -261,12 +276,13 @@ def _simulated(loss: Any = cross_entropy, lr: float | Literal["auto"] = SETTINGS
     def ledger(header: Header) -> Ledger:  # the head of a server's ledger covers no settings of a simulation
         return Ledger.create(None, header)
 
-    return simulate(network(), data, loss, method=METHOD, evaluate=measured, ledger=ledger, **more)
+    loss = loss or (losses if directions == "per-example" else cross_entropy)
+    return simulate(network(), data, loss, _config(directions), evaluate=measured, ledger=ledger, **more)
 
 
 def _same(ledger: Ledger, expected: Run) -> None:
     """The ledger has the run's updates, gives its digest, and its clients measured that very model at the end."""
-    replica = Replica(network(), METHOD)
+    replica = _replica(ledger.header.directions)
     replica.begin(ledger.header.digest())
     replay(replica, ledger)
     assert (replica.digest(), ledger.trail) == (expected.digest, expected.replica.trail)

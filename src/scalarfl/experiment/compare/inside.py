@@ -51,7 +51,7 @@ def _hessian(folder: Path, ledger: Ledger) -> Inside | None:
         prepared = prepare(recipe)
     except InputError:  # the data are elsewhere by now
         return None
-    replica = Replica(prepared.model, recipe.method.scalar_only, prepared.trainable, noise=recipe.method.noise)
+    replica = Replica(prepared.model, recipe.method.scalar_only, prepared.trainable, noise=recipe.config.generator)
     if "hessian" not in replica.state[0]:
         return None
     moments = []

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scalarfl.noise import directions, hadamard
+from scalarfl.noise import directions, hadamard, rank_one
 from scalarfl.noise.directions import Layout
-from scalarfl.noise.table import Noise
+from scalarfl.noise.table import Kind
 
 
 class Kernels(NamedTuple):
@@ -32,6 +32,8 @@ class Kernels(NamedTuple):
     """HiSo's replay in one pass over memory; None: no such kernel."""
     project: Callable[..., Any] = directions.project
     """float64[P]: sum over i of g_i u_p[i], to rounding."""
+    factors: Callable[..., tuple[Tensor | None, Tensor]] | None = None
+    """The vectors of signs that a tensor's directions are products of; None: they are no products."""
 
 
 def by_rows(displace: Callable[..., None]) -> Callable[..., None]:
@@ -57,10 +59,12 @@ def by_rows(displace: Callable[..., None]) -> Callable[..., None]:
 REFERENCE = Kernels(directions.combine, directions.displace, by_rows(directions.displace))
 
 
-def reference(noise: Noise, layout: Layout) -> Kernels:
+def reference(noise: Kind, layout: Layout) -> Kernels:
     """The implementation in torch that all others are tested against."""
     if noise == "normal":
         return REFERENCE
+    if noise == "rank-one":
+        return of_rank_one(rank_one.RankOne(layout), directions.dither)
     bits = hadamard.width(layout.extent)
     return Kernels(
         partial(hadamard.combine, bits=bits),
@@ -70,19 +74,29 @@ def reference(noise: Noise, layout: Layout) -> Kernels:
     )
 
 
-def chosen(noise: Noise, layout: Layout, device: torch.device) -> Kernels:
+def chosen(noise: Kind, layout: Layout, device: torch.device) -> Kernels:
     """The fastest implementation of a generator for ``device``; all give the same bits."""
     if noise == "normal":
         return best(device)
-    if device.type == "cuda" and find_spec("triton") is not None:
+    if noise == "hadamard" and device.type == "cuda" and find_spec("triton") is not None:
         from scalarfl.noise.kernels import cuda_hadamard
 
         return bound(cuda_hadamard, layout, directions.dither)
     if device.type != "cpu":
         return reference(noise, layout)
-    from scalarfl.noise.kernels import cpu, hadamard as fast  # numba takes a second to import: not before it is needed
+    # numba takes a second to import: not before it is needed
+    from scalarfl.noise.kernels import cpu, hadamard as fast, rank_one as outer
 
+    if noise == "rank-one":
+        return of_rank_one(outer.RankOne(layout), cpu.dither)
     return bound(fast, layout, cpu.dither)
+
+
+def of_rank_one(made: rank_one.RankOne, dither: Callable[..., None]) -> Kernels:
+    """The kernels of rank-one directions, for one layout."""
+    return Kernels(
+        made.combine, made.displace, by_rows(made.displace), dither, project=made.project, factors=made.factors
+    )
 
 
 def bound(fast: Any, layout: Layout, dither: Callable[..., None]) -> Kernels:

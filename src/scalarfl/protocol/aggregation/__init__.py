@@ -43,7 +43,7 @@ def make_aggregator(
     rule = given if isinstance(given, Aggregator) else AGGREGATIONS.find(given, key="aggregation")()
     if not isinstance(rule, Linear) and (dense or directions != "shared"):
         linear = ", ".join(name for name, kind in AGGREGATIONS.own.items() if issubclass(kind, Linear))
-        because = "a baseline sends tensors" if dense else 'clients with directions = "per-client" share none'
+        because = "a baseline sends tensors" if dense else f'clients with directions = "{directions}" share none'
         raise InputError(
             f"aggregation = '{rule.name}': it compares scalars on shared directions, and {because}; accepted: {linear}."
         )

@@ -148,7 +148,7 @@ class NatsClient:
             found = await self._records(replica.position, goal)
         if keeper is not None and found.rounds - replica.position > 1:
             h = self.party.client.header
-            coordinates = h.perturbations * h.rows * replica.layout.dimension
+            coordinates = h.shape[-1] * h.rows * replica.layout.dimension
             keeper.announce(found.rounds - replica.position, coordinates)
         position = replica.position
         while found.updates:
