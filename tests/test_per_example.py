@@ -17,11 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import families
 import tiny
-from scalarfl import InputError, Ledger, Probe, Replica, make_method, simulate
+from scalarfl import InputError, Ledger, Probe, Replica, VerificationError, make_method, simulate
+from scalarfl.experiment import recipe as recipes, run as runs, run_folder as folder
+from scalarfl.experiment.verify import verify
 from scalarfl.language.heads import Causal, Masked, Sentences
 from scalarfl.language.rows import Row
 from scalarfl.language.task import Texts, TextTask
 from scalarfl.ledger.codec import unpack
+from scalarfl.model.heading import Heading
 from scalarfl.model.probe import LossQuery
 from scalarfl.model.selection import Sparse, Trainable
 from scalarfl.noise import rank_one
@@ -417,6 +420,65 @@ def test_every_method_that_can_learns_and_is_replayed(method: str, tmp_path: Pat
                 assert replica.digest() == run.digest
             finally:
                 torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("difference", ["forward", "central"])
+def test_a_learning_rate_that_finds_itself(difference: str, tmp_path: Path) -> None:
+    """The slope along the latest move is measured too; every pass but the comparison's is counted."""
+    calls = 0
+
+    def counted(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return losses(model, batch)
+
+    keys = {"lr": "auto", "difference": difference, "local_steps": 2, "loss": counted}
+    run = small(**keys, ledger=tmp_path / "whole.sqlite")
+    assert calls == run.forward_passes + 4
+    assert run.displaced_passes == 6 * 2 * 2 * (2 if difference == "forward" else 4)
+    small(**keys, rounds=3, ledger=tmp_path / "part.sqlite")
+    assert small(**keys, ledger=tmp_path / "part.sqlite", resume=True).digest == run.digest
+    with Ledger.open(tmp_path / "whole.sqlite") as ledger:
+        assert len({update.lr for update in ledger.updates()}) > 3
+        replica = Replica(network(), make_method("decomfl"), noise="rank-one")
+        replica.begin(ledger.header.digest())
+        replica.apply(list(ledger.updates()))
+    assert replica.digest() == run.digest
+
+
+def test_the_slope_along_the_latest_move_is_the_batch_s() -> None:
+    replica = Replica(network(), make_method("decomfl"), noise="rank-one")
+    (latest,) = updates(1, directions=6)
+    batch = (torch.randn(4, 5), torch.tensor([0, 1, 2, 0]))
+    asked = LossQuery(4, 0.1, 1e-2, (), range(8), batch, back=latest, examples=4, passes=2)
+    (found,) = Probe(replica, losses).measure([asked])
+    assert len(found) == 1 + 4 + 2 * 4 + 1
+    moved = copy.deepcopy(replica.model)
+    heading = Heading(replica, latest)
+    for index, parameter in enumerate(moved.parameters()):
+        parameter.data += 1e-2 * heading.part(index, slice(0, parameter.numel())).view_as(parameter)
+    assert found[-1] == pytest.approx(float(losses(moved, batch).mean()), abs=1e-6)
+    assert found[-1] != pytest.approx(found[0], abs=1e-5)
+
+
+def test_displaced_passes_count_as_what_they_cost(tmp_path: Path) -> None:
+    """Measured once for a result, which keeps it; verified as what the measurement gives."""
+    made = ["model.name=mlp", "model.hidden=[8]", "task.name=digits", "federation.rounds=3", "method.name=decomfl"]
+    own = ["method.directions=per-example", "method.perturbations=2"]
+    recipe = recipes.load(None, [*made, *own])
+    result = runs.run(recipe, tmp_path / "run")
+    cost = result["displaced_cost"]
+    assert cost > 0
+    assert result["forward_passes"] == 3 * 2 * 3
+    assert result["forward_equivalents"] == pytest.approx(3 * 2 * (1 + 2 * cost))
+    assert runs.run(recipe, tmp_path / "run", resume=True)["displaced_cost"] == cost
+    assert "displaced_cost" in " ".join(verify(tmp_path / "run").unconfirmed)
+    for key, value in {"forward_equivalents": 18.5, "displaced_cost": -1.0}.items():
+        (tmp_path / "run" / "result.json").unlink()
+        content = {k: v for k, v in result.items() if k != "checksum"} | {key: value}
+        folder.keep_result(tmp_path / "run", content)
+        with pytest.raises(VerificationError, match=key):
+            verify(tmp_path / "run")
 
 
 def test_large_tensors_have_the_same_bits_on_every_number_of_threads() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from scalarfl import picture
 from scalarfl.errors import InputError, LedgerError, VerificationError
-from scalarfl.ledger.accounting import backward_passes, final_lr, forward_passes, traffic
+from scalarfl.ledger.accounting import backward_passes, displaced_passes, final_lr, forward_passes, traffic
 from scalarfl.ledger.entries import Evaluation
 from scalarfl.ledger.header import Header
 from scalarfl.ledger.store import Ledger
@@ -64,6 +64,8 @@ class Run:
     """Forward passes of one batch, over all clients and the whole run; a backward pass counts as two."""
     backward_passes: int = 0
     """Backward passes of one batch among them."""
+    displaced_passes: int = 0
+    """Those of the forward passes that displace each example along its own direction."""
     stopped: bool = False
     """Whether a callback ended the run."""
     lr_final: float | None = None
@@ -240,6 +242,7 @@ def simulate(
             traffic=traffic(book),
             forward_passes=forward_passes(book),
             backward_passes=backward_passes(book),
+            displaced_passes=displaced_passes(book),
             lr_final=final_lr(book),
         )
 

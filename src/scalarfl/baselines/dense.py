@@ -54,6 +54,8 @@ class DenseRun:
     """A backward pass counts as two."""
     backward_passes: int = 0
     """Those of ``forward_passes`` that are backward passes, each counted once here."""
+    displaced_passes: int = 0
+    """None; see ``simulation.Run``."""
     lr_final: None = None
     """A baseline's learning rate is given."""
     warnings: list[str] = field(default_factory=list)

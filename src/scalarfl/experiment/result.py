@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scalarfl.ledger.accounting import backward_passes, final_lr, forward_passes, peak_rss_bytes, traffic
+from scalarfl.ledger.accounting import (
+    backward_passes,
+    displaced_passes,
+    final_lr,
+    forward_passes,
+    peak_rss_bytes,
+    traffic,
+)
 from scalarfl.ledger.entries import Evaluation, best
 from scalarfl.ledger.header import BACKWARD
 from scalarfl.ledger.store import Ledger
@@ -16,7 +23,9 @@ if TYPE_CHECKING:
     from scalarfl.simulation import Run
     from scalarfl.tasks.objective import Score
 
-UNCONFIRMED = ("seconds", "peak_rss_bytes", "backward_cost")
+COSTS = ("backward_cost", "displaced_cost")
+"""What passes cost in plain forward passes, measured where a run has such passes."""
+UNCONFIRMED = ("seconds", "peak_rss_bytes", *COSTS)
 """What no ledger can confirm."""
 
 
@@ -35,6 +44,7 @@ class Recorded:
     diverged: bool
     seconds: float
     lr_final: float | None = None
+    displaced_passes: int = 0
 
     @classmethod
     def of(cls, ledger: Ledger, dimension: int, digest: str, seconds: float = 0.0) -> "Recorded":
@@ -51,6 +61,7 @@ class Recorded:
             diverged=diverged(ledger),
             seconds=seconds,
             lr_final=final_lr(ledger),
+            displaced_passes=displaced_passes(ledger),
         )
 
 
@@ -60,12 +71,13 @@ def summary(
     metric: str,
     test: "Score | None",
     backward_cost: float | None = None,
+    displaced_cost: float | None = None,
 ) -> dict[str, Any]:
     """The content of ``result.json`` but its checksum; bytes are means per client over the run.
 
     keys: the recipe's, named like ``method.lr``. test: the final model's score on the test examples, where the curve
-    was measured on others; None if the curve's last point is that score. backward_cost: of a backward pass, in forward
-    passes, where it was measured (``model.cost``).
+    was measured on others; None if the curve's last point is that score. backward_cost, displaced_cost: of a backward
+    pass, and of one that displaces examples, in forward passes, where they were measured (``model.cost``).
     """
     clients = keys["federation.clients"]
     scores = finished.evaluations
@@ -84,8 +96,13 @@ def summary(
         **({} if finished.lr_final is None else {"lr_final": finished.lr_final}),
         "rounds": finished.rounds,
         "forward_passes": finished.forward_passes,
-        "forward_equivalents": equivalents(finished.forward_passes, finished.backward_passes, backward_cost),
+        "forward_equivalents": equivalents(
+            finished.forward_passes,
+            (finished.backward_passes, BACKWARD, backward_cost),
+            (finished.displaced_passes, 1, displaced_cost),
+        ),
         "backward_cost": backward_cost,
+        **({} if displaced_cost is None else {"displaced_cost": displaced_cost}),
         "metric": metric,
         "accuracy": last.accuracy,
         "best_accuracy": top.accuracy,
@@ -105,11 +122,17 @@ def summary(
     }
 
 
-def equivalents(forward: int, backward: int, cost: float | None) -> float | None:
-    """``forward_passes`` in which a backward pass counts as ``cost`` and not as two; None if that was not measured."""
-    if not backward:
-        return float(forward)
-    return None if cost is None else forward + (cost - BACKWARD) * backward
+def equivalents(forward: int, *others: tuple[int, int, float | None]) -> float | None:
+    """``forward_passes`` in which other passes count as what they cost; None if that was not measured.
+
+    others: how many of a kind there are, what ``forward_passes`` counts for one, and what one costs.
+    """
+    found = float(forward)
+    for count, counted, cost in others:
+        if count and cost is None:
+            return None
+        found += count * ((cost or 0.0) - counted) if count else 0.0
+    return found
 
 
 def bytes_per_client(moved: Mapping[tuple[str, str], tuple[int, int]], clients: int) -> dict[str, float]:

@@ -17,11 +17,11 @@ from scalarfl.errors import InputError, warn
 from scalarfl.experiment import recipe as recipes, run_folder as folder
 from scalarfl.experiment.prepare import Prepared, prepare
 from scalarfl.experiment.recipe import Recipe
-from scalarfl.experiment.result import summary
+from scalarfl.experiment.result import COSTS, summary
 from scalarfl.experiment.run_folder import CHECKPOINT, CURVE, LEDGER, RECIPE, RESULT, load_result, open_ledger
 from scalarfl.experiment.verify import Verified, load_recipe, rebuild, verify
 from scalarfl.ledger import database, settings
-from scalarfl.model.cost import backward_cost
+from scalarfl.model.cost import backward_cost, displaced_cost
 from scalarfl.model.selection import select
 from scalarfl.protocol.callbacks import Callback, Callbacks, Progress, ends, together
 from scalarfl.protocol.client import drawn
@@ -122,8 +122,8 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, callbacks: Callbacks
         validated = recipe.task.validation > 0
         test = prepared.measure_test() if validated else None
         warnings += finished.warnings
-        cost = _backward_cost(prepared, out) if finished.backward_passes else None
-        result = summary(recipe.keys, finished, prepared.task.metric, test, cost)
+        costs = _costs(prepared, finished, out)
+        result = summary(recipe.keys, finished, prepared.task.metric, test, **costs)
         if isinstance(finished, Run) and finished.warnings and result["best_round"] > 0:
             command = f"scalarfl export {shlex.quote(str(out))} DIR --round best"
             warnings.append(warn(f"the best model is that of round {result['best_round']}: `{command}` writes it."))
@@ -133,16 +133,21 @@ def run(recipe: Recipe, out: Path, *, resume: bool = False, callbacks: Callbacks
     return result
 
 
-def _backward_cost(prepared: Prepared, out: Path) -> float:
-    """What a backward pass costs on a client's first batch, in forward passes; measured once for a result."""
-    earlier = (load_result(out) or {}).get("backward_cost")
-    if earlier is not None:
-        return float(earlier)
+def _costs(prepared: Prepared, finished: Run | DenseRun, out: Path) -> dict[str, float]:
+    """What passes other than plain ones cost on a client's first batch, in these; measured once for a result."""
+    if not (finished.backward_passes or finished.displaced_passes):
+        return {}
+    federation, model, earlier = prepared.recipe.federation, prepared.model, load_result(out) or {}
     name, data = next(iter(prepared.clients.items()))
-    federation = prepared.recipe.federation
+    found = {key: float(earlier[key]) for key in COSTS if earlier.get(key) is not None}
     batch = drawn(data, federation.batch_size, federation.seed, name, 0, 0)
-    trained = [part.parameter for part in select(prepared.model, prepared.trainable)]
-    return backward_cost(prepared.model, trained, prepared.task.loss, batch)
+    if finished.backward_passes and "backward_cost" not in found:
+        trained = [part.parameter for part in select(model, prepared.trainable)]
+        found["backward_cost"] = backward_cost(model, trained, prepared.task.loss, batch)
+    if finished.displaced_passes and isinstance(finished, Run) and "displaced_cost" not in found:
+        count = min(federation.batch_size, len(data))
+        found["displaced_cost"] = displaced_cost(finished.replica, prepared.loss, batch, count)
+    return found
 
 
 def _check_folder(recipe: Recipe, out: Path, resume: bool) -> None:

@@ -13,7 +13,7 @@ from scalarfl.errors import InputError, VerificationError, shown
 from scalarfl.experiment import recipe as recipes
 from scalarfl.experiment.prepare import Prepared, prepare, trainable
 from scalarfl.experiment.recipe import Recipe
-from scalarfl.experiment.result import UNCONFIRMED, Recorded, summary
+from scalarfl.experiment.result import COSTS, UNCONFIRMED, Recorded, summary
 from scalarfl.experiment.run_folder import CHECKSUM, RECIPE, RESULT, load_result, open_ledger
 from scalarfl.ledger import settings
 from scalarfl.ledger.entries import Evaluation
@@ -168,10 +168,11 @@ def _check_result(result: dict[str, Any], recorded: Recorded, prepared: Prepared
         raise VerificationError(f"{RESULT} has no {CHECKSUM}.")
     validated = prepared.validation is not None
     test = prepared.measure_test() if validated else None
-    cost = result.get("backward_cost")
-    if cost is not None and not (isinstance(cost, int | float) and 0 <= cost < math.inf):
-        raise VerificationError(f"{RESULT} claims backward_cost = {shown(cost)}; expected a number, 0 or more.")
-    derived = summary(prepared.recipe.keys, recorded, prepared.task.metric, test, cost)
+    costs = {key: result.get(key) for key in COSTS}
+    for key, cost in costs.items():
+        if cost is not None and not (isinstance(cost, int | float) and 0 <= cost < math.inf):
+            raise VerificationError(f"{RESULT} claims {key} = {shown(cost)}; expected a number, 0 or more.")
+    derived = summary(prepared.recipe.keys, recorded, prepared.task.metric, test, **costs)
     for key in sorted(result.keys() - derived.keys() - {CHECKSUM, "warnings"}):
         raise VerificationError(f"{RESULT} has an unknown key, {key}.")
     slack = {} if test is None else {"test_accuracy": 1.5 / test.examples, "test_loss": 1e-3 * abs(test.loss)}

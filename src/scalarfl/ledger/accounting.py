@@ -38,6 +38,15 @@ def backward_passes(ledger: Ledger) -> int:
     return sum(count for way, count in _replied(ledger).items() if way in FOLLOWED) * ledger.header.local_steps
 
 
+def displaced_passes(ledger: Ledger) -> int:
+    """Forward passes among ``forward_passes`` that displace each example along its own direction."""
+    h = ledger.header
+    if h.directions != "per-example":
+        return 0
+    sides = {"forward": 1, "central": 2}
+    return sum(sides[way] * count for way, count in _replied(ledger).items()) * h.local_steps * h.perturbations
+
+
 def final_lr(ledger: Ledger) -> float | None:
     """The learning rate of the last step with lr = "auto"; None with a given one, and without a step."""
     if ledger.header.lr == "given":

@@ -16,6 +16,7 @@ from scalarfl.noise.table import GENERATORS, Kind, Noise
 from scalarfl.protocol.aggregation import AGGREGATIONS, Aggregator, make_aggregator
 from scalarfl.protocol.attacks import ATTACKS
 from scalarfl.protocol.keys import Keys, SecureSum
+from scalarfl.protocol.own_directions import Directions, check_per_example
 from scalarfl.protocol.secure import check_secure_sum
 from scalarfl.protocol.transforms import Transform, described_transforms, make_transforms
 
@@ -26,11 +27,7 @@ Slopes = Literal["difference", "exact", "training"]
 """How scalars are found, as users write it; ``FoundBy`` has the details."""
 BY_LOSSES: Final = "difference"
 Difference = Literal["forward", "central", "second"]
-Directions = Literal["shared", "per-client", "per-example"]
 LocalOptimizer = Literal["sgd", "adam", "adamw"]
-
-
-_OTHERS = "Use 'decomfl', 'hiso-scalar', 'momentum', 'meazo' or 'fzoo', or directions = 'per-client'."
 
 
 def _known(name: str) -> str:
@@ -169,15 +166,7 @@ class FederationConfig(Agreed):
         """What makes the directions. Raises InputError for what cannot be combined with those of examples."""
         if self.directions != "per-example":
             return self.noise
-        method, key = self.method, "directions = 'per-example'"
-        if self.noise != "normal":
-            raise InputError(f"noise = '{self.noise}': {key} has signs of its own; leave the key out.")
-        if self.slopes != BY_LOSSES:
-            raise InputError(f"slopes = '{self.slopes}': {key} measures differences of losses; leave the key out.")
-        if method.curved:
-            raise InputError(f"{key}: '{method.name}' learns from second differences of whole batches. {_OTHERS}")
-        if method.vectors and not type(method).unscaled():
-            raise InputError(f"{key}: '{method.name}' scales every coordinate of a direction by itself. {_OTHERS}")
+        check_per_example(self.method, self.noise, self.slopes)
         return "rank-one"
 
     @property

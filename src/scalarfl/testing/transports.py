@@ -29,8 +29,9 @@ from scalarfl.model.probe import Probe
 from scalarfl.model.replica import Replica
 from scalarfl.protocol.callbacks import Progress
 from scalarfl.protocol.client import Client
-from scalarfl.protocol.config import Directions, FederationConfig
+from scalarfl.protocol.config import FederationConfig
 from scalarfl.protocol.messages import RoundReply, RoundTask, failure
+from scalarfl.protocol.own_directions import Directions
 from scalarfl.protocol.party import Party
 from scalarfl.protocol.rounds import Policy, RoundLoop, Transport
 from scalarfl.protocol.schedule import DIVERGED_AFTER
