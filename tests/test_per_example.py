@@ -457,7 +457,7 @@ def test_the_slope_along_the_latest_move_is_the_batch_s() -> None:
     heading = Heading(replica, latest)
     for index, parameter in enumerate(moved.parameters()):
         parameter.data += 1e-2 * heading.part(index, slice(0, parameter.numel())).view_as(parameter)
-    assert found[-1] == pytest.approx(float(losses(moved, batch).mean()), abs=1e-6)
+    assert found[-1] == pytest.approx(float(losses(moved, batch).detach().mean()), abs=1e-6)
     assert found[-1] != pytest.approx(found[0], abs=1e-5)
 
 
