@@ -140,7 +140,7 @@ def ended(tmp_path: Path, overrides: list[str]) -> tuple[str, bytes]:
     """Digest and trail of the replica that the ledger rebuilds."""
     recipe = recipes.load(None, overrides)
     prepared = prepare(recipe)
-    replica = Replica(prepared.model, recipe.method.scalar_only, prepared.trainable)
+    replica = Replica(prepared.model, recipe.method.scalar_only, prepared.trainable, noise=recipe.config.generator)
     with Ledger.open(tmp_path / "out" / "ledger.sqlite") as ledger:
         assert ledger.rounds == recipe.federation.rounds
         replica.begin(ledger.header.digest())
