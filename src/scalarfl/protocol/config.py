@@ -16,7 +16,7 @@ from scalarfl.noise.table import GENERATORS, Kind, Noise
 from scalarfl.protocol.aggregation import AGGREGATIONS, Aggregator, make_aggregator
 from scalarfl.protocol.attacks import ATTACKS
 from scalarfl.protocol.keys import Keys, SecureSum
-from scalarfl.protocol.own_directions import Directions, check_per_example
+from scalarfl.protocol.own_directions import Directions, generator_of
 from scalarfl.protocol.secure import check_secure_sum
 from scalarfl.protocol.transforms import Transform, described_transforms, make_transforms
 
@@ -89,8 +89,7 @@ class AgreedMethod(Keys):
     perturbations: int = Field(5, ge=1, le=4096, description="P, directions per local step")
     directions: Directions = Field(
         "shared",
-        description='"shared" by the cohort, different for each of its clients: "per-client", or for every example of '
-        'their batches: "per-example"',
+        description='"shared" by the cohort, or own ones for each client or example: "per-client", "per-example"',
     )
     slopes: Slopes = Field(
         BY_LOSSES,
@@ -164,10 +163,7 @@ class FederationConfig(Agreed):
     @property
     def generator(self) -> Kind:
         """What makes the directions. Raises InputError for what cannot be combined with those of examples."""
-        if self.directions != "per-example":
-            return self.noise
-        check_per_example(self.method, self.noise, self.slopes)
-        return "rank-one"
+        return generator_of(self.directions, self.method, self.noise, self.slopes)
 
     @property
     def pipeline(self) -> tuple[Transform, ...]:

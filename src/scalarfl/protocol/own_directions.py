@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from scalarfl.errors import InputError
-from scalarfl.noise.table import Noise
+from scalarfl.noise.table import Kind, Noise
 
 if TYPE_CHECKING:
     from scalarfl.methods import Method
@@ -13,8 +13,10 @@ KEY = "directions = 'per-example'"
 OTHERS = "Use 'decomfl', 'hiso-scalar', 'momentum', 'meazo' or 'fzoo', or directions = 'per-client'."
 
 
-def check_per_example(method: "Method", noise: Noise, slopes: str) -> None:
-    """Raise InputError for what cannot be combined with directions of rank one, an example's own."""
+def generator_of(directions: Directions, method: "Method", noise: Noise, slopes: str) -> Kind:
+    """What makes the directions. Raises InputError for what cannot be combined with an example's own, of rank one."""
+    if directions != "per-example":
+        return noise
     if noise != "normal":
         raise InputError(f"noise = '{noise}': {KEY} has signs of its own; leave the key out.")
     if slopes != "difference":
@@ -23,3 +25,4 @@ def check_per_example(method: "Method", noise: Noise, slopes: str) -> None:
         raise InputError(f"{KEY}: '{method.name}' learns from second differences of whole batches. {OTHERS}")
     if method.vectors and not type(method).unscaled():
         raise InputError(f"{KEY}: '{method.name}' scales every coordinate of a direction by itself. {OTHERS}")
+    return "rank-one"
