@@ -27,15 +27,18 @@ from scalarfl import HiSo, Method, make_method, simulate
 from scalarfl.experiment.compare.inside import rank_correlation
 from scalarfl.methods import HiSoFrozen, HiZOO
 from scalarfl.model.zoo import build
+from scalarfl.protocol.config import Slopes
 from scalarfl.tasks import Shard, iid, load_task
 from scalarfl.tasks.objective import Score
 
 MEASURED = HiZOO(alpha=1e-2)
-CASES: list[tuple[Method, int, float]] = [
-    (HiSo(), 5, 1e-2), (HiSo(), 50, 3e-2), (HiSo(), 500, 1e-1),
-    (MEASURED, 5, 3e-2), (MEASURED, 50, 1e-1), (MEASURED, 500, 3e-1),
+CASES: list[tuple[Method, Slopes, int, float]] = [
+    (HiSo(), "difference", 5, 1e-2), (HiSo(), "difference", 50, 3e-2), (HiSo(), "difference", 500, 1e-1),
+    (HiSo(), "exact", 5, 1e-2), (HiSo(), "exact", 50, 3e-2), (HiSo(), "exact", 500, 1e-1),
+    (HiSo(), "exact", 1000, 1e-1), (HiSo(), "exact", 4096, 1e-1),
+    (MEASURED, "difference", 5, 3e-2), (MEASURED, "difference", 50, 1e-1), (MEASURED, "difference", 500, 3e-1),
 ]  # fmt: skip
-"""Method, directions a step, a learning rate at which it trains."""
+"""Method, how it measures, directions a step, a learning rate at which it trains. Exact slopes: along Hadamard's."""
 
 OUT = Path(__file__).parent.parent / "docs" / "study"
 
@@ -45,17 +48,19 @@ def correlations() -> Iterator[dict[str, Any]]:
     task = load_task("digits")
     clients = [Shard(task.train, part) for part in iid(len(task.train), 6, seed=0)]
     everything = task.train.batch(np.arange(len(task.train)))
-    for method, perturbations, lr in CASES:
+    for method, slopes, perturbations, lr in CASES:
         for rounds in (100, 1000, 4000) if perturbations == 5 else (100, 1000):
             run = simulate(
                 build("logistic", task.inputs, task.classes, seed=0), clients, task.loss, method=method, lr=lr,
-                rounds=rounds, sampled=2, perturbations=perturbations, batch_size=32,
+                rounds=rounds, sampled=2, perturbations=perturbations, batch_size=32, slopes=slopes,
+                noise="hadamard" if slopes == "exact" else "normal",
                 evaluate=lambda model: task.score(model, task.test), evaluate_every=rounds,
             )  # fmt: skip
             hessian = torch.cat([state["hessian"].view(-1) for state in run.replica.state]).numpy()
             diagonal, gradient = truth(run.model, everything)
             yield {
                 "method": method.name,
+                "slopes": slopes,
                 "perturbations": perturbations,
                 "rounds": rounds,
                 "accuracy": run.accuracy,
@@ -149,12 +154,14 @@ def main() -> None:
     found |= {name: list(parts[name]()) for name in sys.argv[1:] or parts}
     (OUT / "curvature.json").write_text(json.dumps(found, indent=1) + "\n")
     lines = [
-        "| method | P | rounds | accuracy | H and Hessian's diagonal | H and squared gradient | H's 90 % / 10 % |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| method | slopes | P | rounds | accuracy | "
+        "H and Hessian's diagonal | H and squared gradient | H's 90 % / 10 % |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for one in found["correlations"]:
         lines.append(
-            f"| {one['method']} | {one['perturbations']} | {one['rounds']:,} | {100 * one['accuracy']:.1f} % | "
+            f"| {one['method']} | {one['slopes']} | {one['perturbations']:,} | {one['rounds']:,} | "
+            f"{100 * one['accuracy']:.1f} % | "
             f"{one['with_diagonal']:.2f} | {one['with_squared_gradient']:.2f} | {one['spread']:.2f} |"
         )
     lines += ["", "| method | d = 10 | d = 100 |", "|---|---:|---:|"]
