@@ -30,7 +30,7 @@ DECOMFL = {"name": "decomfl", "noise": "hadamard"}
 EXACT = DECOMFL | {"slopes": "exact"}
 TRAINING = DECOMFL | {"slopes": "training"}
 CASES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
-    "exact, norms, P = 1,024": ("norms", 20, 1, EXACT | {"perturbations": 1024, "lr": 0.015}),
+    "exact, norms, P = 1,024": ("norms", 20, 1, EXACT | {"perturbations": 1024, "lr": 0.01}),
     "training, norms, P = 1,024": ("norms", 10, 5, TRAINING | {"perturbations": 1024, "lr": 0.01, "local_lr": 0.02}),
     "fedavg, norms": ("norms", 10, 5, {"name": "fedavg", "lr": 0.02}),
     "exact, lora, P = 1,024": ("lora", 20, 1, EXACT | {"perturbations": 1024, "lr": 0.005}),

@@ -129,6 +129,12 @@ for _p, _lr in EXACT_LRS.items():
                    f"method.lr={_lr}"),
             ["decomfl", "hiso", "hiso-scalar"], lrs="auto", levels=LOW,
         )  # fmt: skip
+PARTS["exact-600"] = PARTS["exact-1000"]._replace(
+    what=PARTS["exact-1000"].what.replace("Exact slopes", "Exact slopes, 600 rounds"),
+    overrides=[*PARTS["exact-1000"].overrides, "federation.rounds=600"],
+    methods=["decomfl"],
+    levels=(0.6, 0.7, 0.75, 0.8),
+)  # fmt: skip
 for _name in ("logistic", "own-logistic-8", "cnn-8", "tau-5", "iid"):
     _part_of = PARTS[_name]
     _kinds = ["decomfl", "hiso"] if _name == "logistic" else ["decomfl"]

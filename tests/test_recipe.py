@@ -8,7 +8,8 @@ import pytest
 
 from scalarfl import InputError
 from scalarfl.experiment import recipe as recipes
-from scalarfl.experiment.recipe import Recipe, load, parse, template, to_toml
+from scalarfl.experiment.recipe import Recipe, load, parse, to_toml
+from scalarfl.experiment.template import template
 from scalarfl.methods import METHODS, HiSo, HiZOO
 from support import RECIPE
 

@@ -4,7 +4,8 @@ import random
 from pathlib import Path
 
 from malformed.case import RECIPE, Case, Spoil
-from scalarfl.experiment.recipe import Recipe, template
+from scalarfl.experiment.recipe import Recipe
+from scalarfl.experiment.template import template
 
 WRONG = {
     "a table": "{ a = 1 }",

@@ -239,18 +239,27 @@ def recipe(
     setting: Annotated[
         list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Set a key; repeatable.")
     ] = None,
+    clients: Annotated[
+        Literal["training", "inference", "paper"],
+        typer.Option(
+            "--for",
+            help='"training": clients take backward passes; "inference": they only run the model; "paper": HiSo as '
+            "published. docs/which-method.md says why.",
+        ),
+    ] = "training",
     keys: Annotated[bool, typer.Option("--keys", help="List every key with its default and meaning instead.")] = False,
 ) -> None:
-    """Print a commented, runnable recipe."""
+    """Print a commented, runnable recipe with the recommended method."""
     from scalarfl.experiment.plan import suggested_lr
-    from scalarfl.experiment.recipe import described, template
+    from scalarfl.experiment.recipe import described
+    from scalarfl.experiment.template import template
 
     if keys:
         for key, default, meaning in described():
             output.print(f"{key} = {default}: {meaning}" if default else f"{key}: {meaning}", markup=False)
         return
     given = [] if model is None else [f"model.name={json.dumps(model)}"]
-    print(template([*given, *(setting or [])], suggested_lr), end="")
+    print(template([*given, *(setting or [])], clients, suggested_lr), end="")
 
 
 cli_network.register(app)

@@ -1,7 +1,7 @@
 """The recipe: one TOML file with model, task, federation, method and evaluation. Typed, every key documented."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,7 +104,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     """
     tables = {} if path is None else _read(path)
     for override in sorted(overrides, key=lambda text: not text.strip().startswith(("method.name", "task.name"))):
-        _override(tables, override)  # names first: a method's own settings, and a task's, are those that come with it
+        override(tables, override)  # names first: a method's own settings, and a task's, are those that come with it
     start = Path() if path is None else path.parent
     for section, key in REFERENCES:
         table = tables.get(section)
@@ -209,7 +209,7 @@ def _unknown(where: str, key: str, known: list[str], what: str = "key") -> NoRet
     raise InputError(f"{where}: no such {what}; {nearest(key, known)}")
 
 
-def _override(tables: dict[str, Any], text: str) -> None:
+def override(tables: dict[str, Any], text: str) -> None:
     """Apply ``section.key=value``; the value is TOML, or a bare word for a string."""
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
@@ -304,32 +304,3 @@ def described() -> Iterator[tuple[str, str, str]]:
             if key != "own":
                 default = "" if info.is_required() or info.default is None else _value(info.default)
                 yield f"{name}.{key}", default, info.description or ""
-
-
-def template(overrides: Sequence[str] = (), suggest: Callable[[Recipe], float] | None = None) -> str:
-    """A commented, runnable recipe, with overrides such as ``model.name=./folder``.
-
-    suggest: gives the learning rate for a recipe with a pretrained model that leaves it out. Raises InputError.
-    """
-    tables: dict[str, Any] = {}
-    for override in overrides:
-        _override(tables, override)
-    given = tables.get("method", {})
-    scratch = built(str(tables.setdefault("model", {}).setdefault("name", "mlp")))
-    tables.setdefault("task", {}).setdefault("name", "digits" if scratch else "sst2")
-    lr = None
-    if "lr" not in given and scratch:
-        lr = 1e-2
-    elif "lr" not in given and suggest is not None and issubclass(kind_of(given.get("name", "hiso")), Method):
-        lr = suggest(parse(tables))
-    if lr is not None:
-        tables.setdefault("method", {})["lr"] = lr
-    return _INTRO + to_toml(parse(tables), comments=True)
-
-
-_INTRO = """\
-# A recipe for scalarfl: `scalarfl run FILE.toml`. Only model.name and task.name are required. The other keys have
-# their defaults, except method.lr, which suits the model, and what was set with -s. Keys behind a # are not set: an
-# example follows. Change a key for a single run with -s section.key=value.
-
-"""
