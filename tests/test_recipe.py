@@ -9,7 +9,7 @@ import pytest
 from scalarfl import InputError
 from scalarfl.experiment import recipe as recipes
 from scalarfl.experiment.recipe import Recipe, load, parse, to_toml
-from scalarfl.experiment.template import template
+from scalarfl.experiment.template import RECOMMENDED, For, template
 from scalarfl.methods import METHODS, HiSo, HiZOO
 from support import RECIPE
 
@@ -52,7 +52,7 @@ def test_the_template_tells_the_truth_about_defaults() -> None:
     least = parse({"model": {"name": "mlp"}, "task": {"name": "digits"}})
     changed = shown.method.model_copy(update={"lr": least.method.lr})
     assert shown.model_copy(update={"method": changed}) == least
-    assert "except method.lr" in template()
+    assert "(--for paper):\n# method.lr.\n" in template()
     set_ = parse(tomllib.loads(template(["method.name=decomfl", "method.lr=2e-3", "federation.rounds=7"])))
     assert (set_.method.name, set_.method.lr, set_.federation.rounds) == ("decomfl", 2e-3, 7)
     with pytest.raises(InputError, match="did you mean 'rounds'"):
@@ -182,3 +182,21 @@ def test_the_shipped_recipes_are_valid() -> None:
     assert shipped
     for path in shipped:
         assert isinstance(recipes.load(path), Recipe)
+
+
+@pytest.mark.parametrize("clients", list(RECOMMENDED))
+@pytest.mark.parametrize("kind", ["own network", "language model", "baseline"])
+def test_the_recommended_method_gives_way_to_what_is_set(clients: For, kind: str) -> None:
+    """The recipe is whole, says what it changed, and -s comes last."""
+    more = {"own network": (), "language model": ("model.name=some/model",), "baseline": ("method.name=fedavg",)}[kind]
+    text = template((*more, "federation.rounds=7"), clients, lambda _: 1e-5)
+    recipe = parse(tomllib.loads(text))
+    assert recipe.federation.rounds == 7
+    if kind == "baseline":
+        assert recipe.method.name == "fedavg"
+        return
+    keys = recipe.keys
+    assert keys["method.name"] == ("hiso" if clients == "paper" else "decomfl")
+    assert keys["method.slopes"] == ("training" if clients == "training" else "difference")
+    assert (keys["method.lr"] == "auto") == (clients != "paper")
+    assert f"(--for {clients})" in text

@@ -20,6 +20,7 @@ from scalarfl.cli import (
     flower as cli_flower,
     network as cli_network,
     overview,
+    recipe as cli_recipe,
     report as cli_report,
 )
 from scalarfl.errors import InputError, explained, install_hint, sentence, show_warnings, shown
@@ -231,41 +232,11 @@ def methods() -> None:
             output.print(f"    {key} = {info.get_default()!r}  {info.description}", markup=False)
 
 
-@app.command()
-def recipe(
-    model: Annotated[
-        str | None, typer.Option(help="Pretrained model, a folder or hub id; suggests a method.lr.")
-    ] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("-s", "--set", metavar="SECTION.KEY=VALUE", help="Set a key; repeatable.")
-    ] = None,
-    clients: Annotated[
-        Literal["training", "inference", "paper"],
-        typer.Option(
-            "--for",
-            help='"training": clients take backward passes; "inference": they only run the model; "paper": HiSo as '
-            "published. docs/which-method.md says why.",
-        ),
-    ] = "training",
-    keys: Annotated[bool, typer.Option("--keys", help="List every key with its default and meaning instead.")] = False,
-) -> None:
-    """Print a commented, runnable recipe with the recommended method."""
-    from scalarfl.experiment.plan import suggested_lr
-    from scalarfl.experiment.recipe import described
-    from scalarfl.experiment.template import template
-
-    if keys:
-        for key, default, meaning in described():
-            output.print(f"{key} = {default}: {meaning}" if default else f"{key}: {meaning}", markup=False)
-        return
-    given = [] if model is None else [f"model.name={json.dumps(model)}"]
-    print(template([*given, *(setting or [])], clients, suggested_lr), end="")
-
-
 cli_network.register(app)
 cli_flower.register(app)
 cli_compare.register(app)
 cli_report.register(app)
+cli_recipe.register(app)
 
 
 def _version(wanted: bool) -> None:

@@ -103,8 +103,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
     Raises InputError that names the key, what was found and what is accepted.
     """
     tables = {} if path is None else _read(path)
-    for override in sorted(overrides, key=lambda text: not text.strip().startswith(("method.name", "task.name"))):
-        override(tables, override)  # names first: a method's own settings, and a task's, are those that come with it
+    for one in sorted(overrides, key=lambda text: not text.strip().startswith(("method.name", "task.name"))):
+        override(tables, one)  # names first: a method's own settings, and a task's, are those that come with it
     start = Path() if path is None else path.parent
     for section, key in REFERENCES:
         table = tables.get(section)

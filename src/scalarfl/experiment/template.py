@@ -19,6 +19,7 @@ RECOMMENDED: dict[For, tuple[str, ...]] = {
         "method.perturbations=1000",
         "method.lr=auto",
         "federation.local_steps=5",
+        "federation.rounds=200",
     ),
     "inference": (
         "method.name=decomfl",
