@@ -1,5 +1,7 @@
 """Accuracy against bytes: projected training and exact slopes beside FedAvg: `python -m benchmarks.oracles [CASE ...]`.
 
+`--pages` runs nothing, and writes the table in docs/slopes.md and the picture from what is in benchmarks/results.
+
 Fashion-MNIST, the study's CNN (d = 9,098), 8 clients of which 2 take part in a round, batches of 64, Dirichlet 1, 200
 rounds, five seeds. Nothing is tuned here: the learning rates were fixed beforehand, from runs with another generator,
 and between its P by interpolation. The test examples are looked at before the first round and after the last.
@@ -13,12 +15,20 @@ from typing import Any
 
 import torch
 
+from benchmarks.study import between
 from scalarfl.experiment import recipe as recipes
 from scalarfl.experiment.compare.intervals import paired
+from scalarfl.experiment.pages.chart import Axis, Curve, chart, standing_alone
 from scalarfl.experiment.prepare import prepare
 from scalarfl.experiment.run import start, start_dense, summary
+from scalarfl.units import size
 
 OUT = Path(__file__).parent / "results" / "oracles.json"
+RIVALS = OUT.with_name("rivals.json")
+DOCS = Path(__file__).parent.parent / "docs"
+PICTURE = DOCS / "study" / "accuracy-against-bytes.svg"
+BEGIN, END = "<!-- written by benchmarks/oracles.py -->\n", "<!-- end -->\n"
+Results = dict[str, list[dict[str, Any]]]
 SEEDS = (0, 1, 2, 3, 4)
 COMMON = [
     'model.name="cnn"', 'task.name="fashion-mnist"', "federation.clients=8", "federation.sampled=2",
@@ -61,10 +71,10 @@ def measure(settings: list[str], seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is missing from the results, case by case, and print the table."""
+    """Run what is missing from the results, case by case, and write the table and the picture."""
     torch.set_num_threads(1)
-    found: dict[str, list[dict[str, Any]]] = json.loads(OUT.read_text()) if OUT.exists() else {}
-    for name in sys.argv[1:] or CASES:
+    found = results()
+    for name in [name for name in sys.argv[1:] if name != "--pages"] or ([] if "--pages" in sys.argv else CASES):
         settings = CASES[name]
         runs = found.setdefault(name, [])
         for seed in SEEDS[len(runs) :]:
@@ -73,15 +83,63 @@ def main() -> None:
             runs.append({key: result[key] for key in keys})
             OUT.write_text(json.dumps(found, indent=1) + "\n")
             print(f"{name}, seed {seed}: {result['accuracy']:.4f}", file=sys.stderr, flush=True)
-    print(
-        "| scalars by | rounds | test accuracy, % (95 % interval) | bytes up a client and round | forward passes |\n"
-        "|---|---:|---:|---:|---:|"
-    )
+    between(DOCS / "slopes.md", BEGIN, table(found), END)
+    PICTURE.write_text(picture(found, json.loads(RIVALS.read_text())))
+
+
+def results() -> Results:
+    """What has been run: case -> runs, of one seed each."""
+    return json.loads(OUT.read_text()) if OUT.exists() else {}
+
+
+def table(found: Results) -> str:
+    """Markdown. Cases of fewer than five seeds are left out."""
+    lines = [
+        "| scalars by | rounds | test accuracy, % (95 % interval) | bytes up a client and round | forward passes |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name in CASES:
-        if runs := found.get(name, []):
+        if len(runs := found.get(name, [])) == len(SEEDS):
             rounds, passes = runs[0].get("rounds", 200), runs[0]["forward_passes"]
-            mean, low, _, _ = paired([100 * run["accuracy"] for run in runs], [0.0] * len(runs)) or (0, 0, 0, 0)
-            print(f"| {name} | {rounds} | {mean:.1f} ± {mean - low:.1f} | {bytes_up(runs):,.0f} | {passes:,} |")
+            mean, low, _ = accuracy(runs)
+            lines.append(f"| {name} | {rounds} | {mean:.1f} ± {mean - low:.1f} | {bytes_up(runs):,.0f} | {passes:,} |")
+    return "\n".join([*lines, ""])
+
+
+def picture(found: Results, rivals: dict[str, Any]) -> str:
+    """Accuracy after 200 rounds against bytes up, as SVG: the mean, with its 95 % interval as a band."""
+    cases = {
+        name: runs for name, runs in found.items() if len(runs) == len(SEEDS) and runs[0].get("rounds", 200) == 200
+    }
+    groups = {
+        "scalars, tau = 5": [runs for name, runs in cases.items() if name.startswith("training") and "tau" not in name],
+        "scalars, tau = 10": [runs for name, runs in cases.items() if name.startswith("training") and "tau" in name],
+        "FedAvg, tau = 5": [cases["fedavg"]],
+        "FedAvg, tau = 10": [cases["fedavg, tau = 10"]],
+        "top-k, tau = 5": [rivals[f"top-k, {most} bytes"]["runs"] for most in ("40", "400", "4,000")],
+        "signs, tau = 5": [rivals["signs"]["runs"]],
+        "int8, tau = 5": [rivals["int8"]["runs"]],
+    }
+    curves = []
+    for number, group in enumerate(groups.values()):
+        ordered = sorted((bytes_up(runs), *accuracy(runs)) for runs in group)
+        curves.append(
+            Curve(
+                list(groups)[number],
+                number,
+                [(sent, mean) for sent, mean, _, _ in ordered],
+                [(low, high) for _, _, low, high in ordered],
+            )
+        )
+    across = Axis("bytes a client sends in a round", size, log=True)
+    up = Axis("test accuracy, %", lambda value: f"{value:.4g}")
+    return standing_alone(chart("Accuracy after 200 rounds against bytes", curves, across, up), list(groups))
+
+
+def accuracy(runs: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Mean, and both ends of its 95 % interval, in percent."""
+    mean, low, high, _ = paired([100 * run["accuracy"] for run in runs], [0.0] * len(runs)) or (0, 0, 0, 0)
+    return mean, low, high
 
 
 def bytes_up(runs: list[dict[str, Any]]) -> float:

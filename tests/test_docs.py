@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from benchmarks import study, version_0_1
+from benchmarks import oracles, study, version_0_1
 
 import scalarfl
 from federation import Federation, free_port
@@ -274,6 +274,12 @@ def test_the_study_s_tables_are_its_figures() -> None:
     for path in study.DOCS.glob("*/compare.json"):
         assert markdown(json.loads(path.read_text())) in path.with_suffix(".md").read_text()
     assert study.BEGIN + study.headlines() + study.END in page
+
+
+def test_accuracy_against_bytes_is_its_figures() -> None:
+    figures, rivals = oracles.results(), json.loads(oracles.RIVALS.read_text())
+    assert oracles.BEGIN + oracles.table(figures) + oracles.END in (oracles.DOCS / "slopes.md").read_text()
+    assert oracles.picture(figures, rivals) == oracles.PICTURE.read_text()
 
 
 def test_the_tables_of_version_0_1_are_its_figures_and_say_by_which_rules() -> None:
