@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,8 +205,19 @@ def headlines() -> str:
         path = DOCS / name / "compare.json"
         if path.exists():
             lines.append(f"\n**{part.what}** ([tables]({name}/compare.md)):\n")
-            lines += [f"- {text}" for text in verdicts(json.loads(path.read_text()))]
+            summary = json.loads(path.read_text())
+            lines += [f"- {text}" for text in verdicts(summary) or alone(summary)]
     return "\n".join([*lines, ""]) + "\n" if lines else "\nNo part has been run by these rules yet.\n\n"
+
+
+def alone(summary: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each method of a part without a reference."""
+    for one in summary["methods"]:
+        test = one["test"]
+        yield (
+            f"{one['method']}: {100 * test['mean']:.1f} ± {100 * test['deviation']:.1f} % test accuracy "
+            f"(mean and standard deviation of {len(test['values'])} seeds)."
+        )
 
 
 def reached(summary: dict[str, Any], levels: Sequence[float]) -> str:
