@@ -26,13 +26,20 @@ RECOMMENDED: dict[For, tuple[str, ...]] = {
         "method.directions=per-example",
         "method.perturbations=2",
         "method.lr=auto",
+        "federation.batch_size=64",
+        "federation.rounds=400",
     ),
     "paper": (),
 }
 """Settings, found by measurement: docs/which-method.md has the figures."""
 OF_A_LANGUAGE_MODEL: dict[For, tuple[str, ...]] = {
     "training": ("model.trainable=norms", "method.local_lr=0.02"),
-    "inference": ("method.directions=shared", "method.perturbations=10"),
+    "inference": (
+        "method.directions=shared",
+        "method.perturbations=10",
+        "federation.batch_size=16",
+        "federation.rounds=1000",
+    ),
     "paper": (),
 }
 """Instead, or beside them, where the model is a pretrained one."""
