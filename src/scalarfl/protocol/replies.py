@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from scalarfl.errors import ProtocolError
+from scalarfl.errors import ProtocolError, shown
 from scalarfl.ledger.codec import claims, decode
 from scalarfl.protocol.messages import Failed, Masked, Measured, Opened, RoundReply, Shares
 
@@ -43,14 +43,14 @@ class Replies(Generic[T, V]):
         failed = claims(message, Failed)
         reply: Failed | T = decode(message, Failed) if failed else decode(message, self.kind)
         if reply.client != client:
-            raise ProtocolError(f"sent by '{client}' in the name of '{reply.client}'.")
+            raise ProtocolError(f"sent by '{client}' in the name of {shown(reply.client)}.")
         if reply.round != self.round:
             raise ProtocolError((_MEASURED if self.kind is Measured else _ANOTHER).format(reply.round, self.round))
         if client not in self.asked:
             raise ProtocolError("not in this round's cohort.")
         self.awaited.discard(client)
         if isinstance(reply, Failed):
-            raise ProtocolError(f"it failed: {reply.reason}.")
+            raise ProtocolError(f"it failed: {shown(reply.reason, 200)[1:-1]}.")
         try:
             self.sound[client] = self.judge(reply)
         except ProtocolError:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import replace
 from typing import Protocol
 
-from scalarfl.errors import ProtocolError
+from scalarfl.errors import ProtocolError, shown
 from scalarfl.ledger.codec import claims, decode
 from scalarfl.ledger.entries import Evaluation
 from scalarfl.ledger.update import Update
@@ -128,7 +128,7 @@ class RoundLoop(Rounds):
         try:
             hello = decode(message, Hello)
             if hello.client != client:
-                raise ProtocolError(f"sent by '{client}' in the name of '{hello.client}'.")
+                raise ProtocolError(f"sent by '{client}' in the name of {shown(hello.client)}.")
             answer = self.server.admit(message)
         except ProtocolError as error:
             self.refusals.warn(client, "refused", "refused: %(reason)s", {"reason": str(error)})

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import nats
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 from nats.errors import SlowConsumerError
+from nats.protocol.parser import AWAITING_CONTROL_LINE, CRLF_SIZE, Parser
 
 from scalarfl.errors import InputError
 
@@ -104,7 +106,20 @@ async def persistently(attempt: Callable[[], Any]) -> Any:
 
 
 class _Client(Client):
-    """NATS's client, with TLS connections that end without a warning, and WebSockets through a proxy."""
+    """NATS's client, with TLS connections that end without a warning, and WebSockets through a proxy.
+
+    It reads on whatever other parties send. Their headers and reply subjects reach it as they were written, and an
+    exception over one of them would end its reading for good, without a word.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = _Parser(self)
+
+    async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
+        """Only the broker's own status, such as that nobody answers: no party sends headers that another reads."""
+        found = _STATUS.match(headers or b"")
+        return {"Status": found[1].decode()} if found else None
 
     async def _connect_to_server(self, s: Any) -> None:
         if s.uri.scheme == "wss" and not self._transport:
@@ -114,6 +129,45 @@ class _Client(Client):
         elif not self._transport:
             self._transport = _Transport()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)
+
+
+_STATUS = re.compile(rb"NATS/1\.0 ([1-5][0-9]{2})\b")
+
+
+class _Parser(Parser):
+    """NATS's parser, given line after line and message after message, with lines of printable ASCII alone.
+
+    The broker hands a reply subject on with whatever bytes its sender chose. Those that are no character, or a space
+    to the parser though not to the broker, become "?", which no party's inbox has in its name.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._held = bytearray()
+        super().__init__(client)
+
+    def reset(self) -> None:
+        """Begin anew, for another connection."""
+        super().reset()
+        self._held.clear()
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Take in more bytes, and hand over the messages that are whole."""
+        self._held += data
+        while self._held:
+            if self.state == AWAITING_CONTROL_LINE:
+                length = self._held.find(b"\r\n") + CRLF_SIZE
+                if length < CRLF_SIZE:
+                    return
+                part = self._held[:length]
+                if part.startswith((b"MSG ", b"HMSG ")):
+                    part = part.translate(_PRINTABLE)
+            else:
+                part = self._held[: self.needed + CRLF_SIZE - len(self.buf)]
+            del self._held[: len(part)]
+            await super().parse(bytes(part))
+
+
+_PRINTABLE = bytes(byte if 32 <= byte < 127 or byte in b"\t\r\n" else ord("?") for byte in range(256))
 
 
 class _Transport(TcpTransport):

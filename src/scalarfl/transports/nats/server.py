@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
+from scalarfl.ledger.codec import claims
 from scalarfl.ledger.store import Ledger
 from scalarfl.ledger.update import Update
 from scalarfl.protocol.callbacks import DIVERGED
 from scalarfl.protocol.limits import REMEMBERED, Rate
-from scalarfl.protocol.messages import REFUSED
+from scalarfl.protocol.messages import REFUSED, Hello
 from scalarfl.protocol.rounds import Policy, RoundLoop
 from scalarfl.protocol.secure import longest_reply
 from scalarfl.protocol.server import Server
@@ -195,10 +196,12 @@ class NatsServer:
     async def _receive(self, message: Any) -> None:
         """Queue a reply for validation."""
         client = party_of(message.subject)
-        if client in self.loop.here:
-            self._replies.put(client, message.data)
-        else:
+        if client not in self.loop.here:
             self.loop.refusals.dropped(client, "a reply before its handshake")
+        elif claims(message.data, Hello):  # these have a subject of their own, and a limit
+            self.loop.refusals.dropped(client, "a handshake where a reply should be")
+        else:
+            self._replies.put(client, message.data)
 
 
 def _from_a_thread(status: Callable[[], Status]) -> Callable[[], Status]:
