@@ -1,6 +1,6 @@
 """What people give to `simulate`: taken as it is meant, or refused with a sentence."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from inspect import signature
 from typing import Any, get_type_hints
 
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from scalarfl import FederationConfig, InputError, Method, Run, RunConfig, Score, simulate
 from scalarfl.protocol.aggregation import Aggregator
 from scalarfl.protocol.config import Keywords
+from scalarfl.protocol.keys import Privacy
 from support import cross_entropy, examples, network, shards
 
 WHOLE = examples(40)
@@ -171,7 +172,9 @@ def test_keywords_change_the_configurations_and_are_their_keys() -> None:
     found = get_type_hints(Keywords, localns={"Method": Method, "Aggregator": Aggregator})
     assert found.pop("method") == str | Method
     assert found.pop("aggregation") == str | Aggregator
-    assert found == {key: kind for key, kind in wanted.items() if key not in ("method", "aggregation")}
+    assert found.pop("privacy") == Privacy | Mapping[str, Any] | None
+    others = ("method", "aggregation", "privacy")
+    assert found == {key: kind for key, kind in wanted.items() if key not in others}
     config, start = FederationConfig(perturbations=2, batch_size=4), RunConfig(lr=1e-2, rounds=3)
     assert simulate(network(), shards(2, 40), cross_entropy, config, start).digest == run().digest
     assert simulate(network(), shards(2, 40), cross_entropy, config, start, lr=0.1).digest == run(lr=0.1).digest

@@ -17,7 +17,7 @@ from scalarfl.ledger.store import Ledger
 from scalarfl.model.selection import Sparse
 from scalarfl.protocol.client import drawn
 from scalarfl.protocol.config import RunConfig
-from scalarfl.protocol.server import cohort
+from scalarfl.protocol.sampling import cohort
 from support import RECIPE, command, cross_entropy, last_json, network, score, shards
 
 NAMED = {f"client-{index:04d}": shard for index, shard in enumerate(shards())}

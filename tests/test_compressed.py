@@ -13,7 +13,7 @@ from scalarfl.baselines.dense import train
 from scalarfl.experiment import recipe as recipes
 from scalarfl.protocol.client import drawn
 from scalarfl.protocol.config import RunConfig
-from scalarfl.protocol.server import cohort
+from scalarfl.protocol.sampling import cohort
 from support import cross_entropy, network, score
 from test_baselines import NAMED, settings, trained
 

@@ -14,7 +14,7 @@ import pytest
 from scalarfl import Method, Replica, make_method
 from scalarfl.noise.directions import noise
 from scalarfl.protocol.client import drawn
-from scalarfl.protocol.server import cohort
+from scalarfl.protocol.sampling import cohort
 from scalarfl.tasks.partition import dirichlet, iid
 from support import network, updates
 

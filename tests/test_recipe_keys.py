@@ -14,10 +14,11 @@ from pydantic.fields import FieldInfo
 
 from scalarfl.baselines import BASELINES
 from scalarfl.cli.commands import main
-from scalarfl.experiment.recipe import Recipe
+from scalarfl.experiment.recipe import Recipe, table_of
 from scalarfl.experiment.sections import Mask
 from scalarfl.methods import METHODS
 from scalarfl.protocol.config import FederationConfig, RunConfig
+from scalarfl.protocol.keys import Privacy
 
 PAGE = Path(__file__).parent.parent / "docs" / "recipe-keys.md"
 HEAD = """\
@@ -74,7 +75,8 @@ def rows(section: type[BaseModel], mark: bool) -> Iterator[str]:
             continue
         required = info.is_required()
         default = "required" if required else "" if info.default is None else f"`{json.dumps(info.default)}`"
-        whose = "A" if key in FederationConfig.model_fields else "R" if key in RunConfig.model_fields else ""
+        agreed = key in FederationConfig.model_fields or section is Privacy
+        whose = "A" if agreed else "R" if key in RunConfig.model_fields else ""
         cells = [f"`{key}`", default, accepted(info), str(info.description)]
         cells += [whose or RENAMED.get((section.__name__, key), "")] if mark else []
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -82,9 +84,8 @@ def rows(section: type[BaseModel], mark: bool) -> Iterator[str]:
 
 def page() -> str:
     lines = [HEAD]
-    for name, info in Recipe.model_fields.items():
-        section = info.annotation
-        assert isinstance(section, type)
+    for name in Recipe.model_fields:
+        section = table_of(name)
         lines += [f"## [{name}]", "", (section.__doc__ or "").splitlines()[0], "", *rows(section, True), ""]
     lines += ["## [method], keys of one method", "", "Every party must agree on these too.", ""]
     ours: dict[str, type[BaseModel]] = {**METHODS, **BASELINES}
@@ -103,9 +104,8 @@ def test_the_command_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None
         main(["recipe", "--keys"])
     assert not ended.value.code
     listed = capsys.readouterr().out
-    for name, info in Recipe.model_fields.items():
-        assert isinstance(info.annotation, type)
-        for key in info.annotation.model_fields.keys() - {"own"}:
+    for name in Recipe.model_fields:
+        for key in table_of(name).model_fields.keys() - {"own"}:
             assert re.search(rf"^{name}\.{key}( = \S.*)?: \w*", listed, re.M), key
     assert "federation.batch_size = 16: examples in a client's batch" in listed
 

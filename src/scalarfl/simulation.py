@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,9 +33,11 @@ from scalarfl.protocol.client import Dataset
 from scalarfl.protocol.cohort import Cohort
 from scalarfl.protocol.config import FederationConfig, Keywords, RunConfig, configured, described
 from scalarfl.protocol.party import Party
+from scalarfl.protocol.private import budget, check_evaluation, participated
+from scalarfl.protocol.private_client import make_client
 from scalarfl.protocol.rounds import Policy, RoundLoop
 from scalarfl.protocol.secure import check_cohort
-from scalarfl.protocol.secure_client import make_client, public_keys
+from scalarfl.protocol.secure_client import public_keys
 from scalarfl.protocol.secure_server import make_server
 from scalarfl.tasks.objective import Evaluate, Loss, as_score
 
@@ -72,6 +75,8 @@ class Run:
     """With lr = "auto": the learning rate of the last step."""
     warnings: list[str] = field(default_factory=list)
     """Likely problems of the run, with remedies."""
+    epsilon: float | None = None
+    """What the run cost the client that it cost most; None without differential privacy."""
 
     @property
     def model(self) -> nn.Module:
@@ -162,6 +167,7 @@ def simulate(
     by_clients = evaluate if isinstance(evaluate, Mapping) else {}
     evaluate = None if isinstance(evaluate, Mapping) else evaluate
     arguments.check(model, named, run.sampled, loss, evaluate, by_clients)
+    check_evaluation(config.privacy is not None, bool(by_clients))
     lr, rounds, evaluate_every = run.lr, run.rounds, run.evaluate_every
     sampled = len(named) if run.sampled is None else run.sampled
     check_attackers(config.aggregation, config.attackers, sampled, attacked=run.attack is not None)
@@ -178,7 +184,7 @@ def simulate(
         "evaluate": "clients" if by_clients else "nobody" if evaluate is None else "server",
         "evaluate_every": evaluate_every,
         "clients": len(named),
-        **{f"clients.{name}": len(data) for name, data in named.items()},
+        **({} if config.privacy else {f"clients.{name}": len(data) for name, data in named.items()}),
     }
     if run.lr_start is not None:
         settings["lr_start"] = run.lr_start
@@ -212,8 +218,16 @@ def simulate(
         stack.enter_context(book)
         replay(replica, book)
         probe = Probe(replica, _noting(loss, replica))
+        done = participated(book) if config.privacy else Counter[str]()
+        budgets = {
+            name: budget(header, len(own), rounds, sampled, len(named), None, done[name]) for name, own in named.items()
+        }
         parties = {
-            name: Party(make_client(name, own, probe, header, config.batch_size, by_clients.get(name), local))
+            name: Party(
+                make_client(
+                    name, own, probe, header, config.batch_size, by_clients.get(name), local, budget=budgets[name]
+                )
+            )
             for name, own in named.items()
         }
         cohort = Cohort(parties, probe, order, attackers)
@@ -244,6 +258,7 @@ def simulate(
             backward_passes=backward_passes(book),
             displaced_passes=displaced_passes(book),
             lr_final=final_lr(book),
+            epsilon=max((one.epsilon for one in budgets.values() if one is not None), default=None),
         )
 
 

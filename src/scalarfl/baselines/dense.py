@@ -25,8 +25,8 @@ from scalarfl.protocol.aggregation import Linear, make_aggregator
 from scalarfl.protocol.callbacks import Callbacks
 from scalarfl.protocol.client import Dataset, drawn
 from scalarfl.protocol.config import Agreed, RunConfig
+from scalarfl.protocol.sampling import cohort
 from scalarfl.protocol.schedule import Policy, Rounds, Work
-from scalarfl.protocol.server import cohort
 from scalarfl.tasks.objective import Evaluate, Loss, as_score
 
 

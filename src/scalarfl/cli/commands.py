@@ -193,16 +193,14 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Estimate parameters, memory, forward passes, bytes and time of a recipe without loading the model."""
-    from dataclasses import asdict
-
     from scalarfl.experiment import recipe as recipes, report
-    from scalarfl.experiment.plan import plan as work_out
+    from scalarfl.experiment.private_plan import planned
 
-    found = work_out(recipes.load(recipe, setting or []), forward, noise)
+    found = planned(recipes.load(recipe, setting or []), forward, noise)
     if as_json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(found))
     else:
-        output.print(overview.pairs(report.planned(asdict(found))))
+        output.print(overview.pairs(report.planned(found)))
 
 
 @app.command()

@@ -17,6 +17,9 @@ SHOWN_CLIENTS = 50
 def write(output: Console, view: dict[str, Any]) -> None:
     """``experiment.report.overview`` as tables: the curve, bytes by purpose, participants; then rejections."""
     output.print(f"{view['method']}: {view['rounds']} rounds, d = {view['dimension']:,}", markup=False)
+    if "privacy" in view:
+        promise = "private: epsilon at most {epsilon:g} at delta {delta:g} for each {unit}, clip {clip:g}"
+        output.print(promise.format(**view["privacy"]), markup=False)
     curve = [(f"{round_:,}", percent(accuracy), f"{loss:.4f}") for round_, accuracy, loss in thinned(view["curve"])]
     output.print(Stacked("evaluations", ("round", "accuracy", "loss"), curve))
     traffic = [

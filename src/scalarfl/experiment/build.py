@@ -10,9 +10,11 @@ from scalarfl.files import located
 from scalarfl.model.gradients import Local
 from scalarfl.model.probe import Probe
 from scalarfl.model.replica import Replica
+from scalarfl.protocol import private
 from scalarfl.protocol.client import Client
 from scalarfl.protocol.config import Slopes
-from scalarfl.protocol.secure_client import Identity, make_client
+from scalarfl.protocol.private_client import make_client
+from scalarfl.protocol.secure_client import Identity
 
 
 def build_client(
@@ -21,12 +23,13 @@ def build_client(
     data: Path | None = None,
     slopes: Slopes | None = None,
     identity: Identity | None = None,
+    budget: Path | None = None,
 ) -> Client:
     """The client ``name``, its replica at the beginning.
 
     data: the client's own file; else its share of the task, where ``name`` is one of the simulation's clients.
     slopes: how this client finds its scalars, where that is not what the recipe says. identity: proves its key to the
-    others in secure sums.
+    others in secure sums. budget: file of its privacy budget, which a recipe with [privacy] needs.
     Raises InputError for a recipe, a name or data that cannot be.
     """
     if data is not None:
@@ -55,5 +58,8 @@ def build_client(
         def measure(model: Any) -> Any:
             return prepared.task.score(model, share)
 
-    probe, batch = Probe(replica, prepared.loss), recipe.federation.batch_size
-    return make_client(name, own, probe, made, batch, measure, local, slopes, identity=identity)
+    if recipe.privacy is not None and budget is None:
+        raise InputError("[privacy]: a client needs a folder, in which its budget is kept.")
+    f, probe = recipe.federation, Probe(replica, prepared.loss)
+    allowed = private.budget(made, len(own), f.rounds, f.sampled, f.clients, budget)
+    return make_client(name, own, probe, made, f.batch_size, measure, local, slopes, identity=identity, budget=allowed)

@@ -62,8 +62,10 @@ class Prepared:
 
     @property
     def loss(self) -> Loss:
-        """The clients' loss: of batches, or of their examples where each has directions of its own."""
-        return self.task.losses if self.recipe.config.directions == "per-example" else self.task.loss
+        """The clients' loss: of batches, or of their examples where each is clipped or has directions of its own."""
+        private = self.recipe.privacy
+        by_example = private.unit == "example" if private else self.recipe.config.directions == "per-example"
+        return self.task.losses if by_example else self.task.loss
 
     @property
     def trainable(self) -> selection.Trainable:

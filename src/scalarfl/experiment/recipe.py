@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from scalarfl.baselines import Baseline
 from scalarfl.errors import InputError, nearest, refused, shown
@@ -26,7 +26,8 @@ from scalarfl.methods import Method, make
 from scalarfl.model.zoo import built
 from scalarfl.protocol.aggregation import check_attackers, make_aggregator
 from scalarfl.protocol.config import FederationConfig, RunConfig
-from scalarfl.protocol.keys import Keys, SecureSum
+from scalarfl.protocol.keys import Keys, Privacy, SecureSum
+from scalarfl.protocol.private import check_evaluation
 from scalarfl.protocol.secure import check_cohort
 from scalarfl.registry import is_reference, placed, portable
 
@@ -39,6 +40,7 @@ class Recipe(Keys):
     federation: FederationSection = FederationSection()
     method: MethodSection = MethodSection()
     evaluation: EvaluationSection = EvaluationSection()
+    privacy: Privacy | None = None
 
     @property
     def config(self) -> FederationConfig:
@@ -53,7 +55,7 @@ class Recipe(Keys):
     @property
     def keys(self) -> dict[str, Any]:
         """Every key, a method's own among them, as JSON, by its name such as ``method.lr``."""
-        tables = {name: getattr(self, name) for name in type(self).model_fields}
+        tables = {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}
         found = {
             f"{name}.{key}": value
             for name, part in tables.items()
@@ -82,6 +84,7 @@ class Recipe(Keys):
                     f"federation.local_steps and method.perturbations give {scalars:,} scalars a round: accepted are "
                     f"at most {MAX_BYTES // 8:,}, which fit a message"
                 )
+            check_evaluation(self.privacy is not None, self.evaluation.by == "clients")
             return self
         make_aggregator(rule, dense=True)
         for key in ("attackers", "attack", "secure_sum"):
@@ -89,6 +92,8 @@ class Recipe(Keys):
                 raise ValueError(f"federation.{key}: baselines send whole models; leave it out")
         if self.method.lr == "auto":
             raise ValueError("method.lr = 'auto': baselines send no scalars that could control it; give a number")
+        if self.privacy is not None:
+            raise ValueError(f"[privacy]: '{self.method.name}' sends whole models, which this table does not cover")
         if isinstance(self.model.trainable, Mask):
             raise ValueError("model.trainable: baselines send whole tensors and do not support a sparse mask")
         if self.model.dtype != "float32":
@@ -193,10 +198,10 @@ def _refuse(error: ValidationError, tables: dict[str, Any]) -> NoReturn:
         sections = Recipe.model_fields
         if len(where) == 1:
             _unknown(f"[{key}]", key, list(sections), "section")
-        section = sections[where[0]].annotation
-        assert section is not None
-        _unknown(key, where[1], [name for name in section.model_fields if name != "own"])
+        _unknown(key, where[1], [name for name in table_of(where[0]).model_fields if name != "own"])
     if first["type"] == "missing":
+        if where[0] == "privacy":
+            raise InputError(f"{key}: this key is missing; [privacy] needs epsilon and clip.")
         raise InputError(f"{key}: this key is missing; every recipe needs [model] name and [task] name.")
     if first["type"] == "value_error" and not key:
         raise InputError(f"{first['ctx']['error']}.")
@@ -269,19 +274,29 @@ def to_toml(recipe: Recipe, *, comments: bool = False) -> str:
 
 def _lines(recipe: Recipe, comments: bool) -> Iterator[str]:
     for name in Recipe.model_fields:
-        section: Keys = getattr(recipe, name)
-        yield f"[{name}]" + (f"  # {(type(section).__doc__ or '').splitlines()[0]}" if comments else "")
-        parts: list[BaseModel] = [section, section.own] if isinstance(section, MethodSection) else [section]
-        for part in parts:
-            for key, info in type(part).model_fields.items():
-                value = getattr(part, key)
+        section, table = getattr(recipe, name), table_of(name)
+        if section is None and not comments:
+            continue
+        head = f"# [{name}]" if section is None else f"[{name}]"
+        yield head + (f"  # {(table.__doc__ or '').splitlines()[0]}" if comments else "")
+        for part in [section, section.own] if isinstance(section, MethodSection) else [section]:
+            for key, info in (table if part is None else type(part)).model_fields.items():
+                value = getattr(part, key, None)
                 if isinstance(value, Method | Baseline):
                     continue
-                example = (info.examples or ["..."])[0]
+                example = (info.examples or [info.get_default() or "..."])[0]
                 line = f"{key} = {_value(value)}" if value is not None else f"# {key} = {_value(example)}"
                 if value is not None or comments:
                     yield f"{line:<32} # {info.description}" if comments else line
         yield ""
+
+
+def table_of(name: str) -> type[Keys]:
+    """The class of a recipe's table, whether or not it may be left out."""
+    annotation = Recipe.model_fields[name].annotation
+    return next(
+        kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, Keys)
+    )
 
 
 def _value(value: object) -> str:
@@ -298,9 +313,8 @@ def _value(value: object) -> str:
 
 def described() -> Iterator[tuple[str, str, str]]:
     """(key, default as TOML or "", meaning) of every key of a recipe; a method's own are in ``scalarfl methods``."""
-    for name, table in Recipe.model_fields.items():
-        assert isinstance(table.annotation, type)
-        for key, info in table.annotation.model_fields.items():
+    for name in Recipe.model_fields:
+        for key, info in table_of(name).model_fields.items():
             if key != "own":
                 default = "" if info.is_required() or info.default is None else _value(info.default)
                 yield f"{name}.{key}", default, info.description or ""

@@ -95,6 +95,7 @@ def overview(ledger: Ledger) -> dict[str, Any]:
             name: {key: clients[name][key] for key in ("rounds", "rejected", "up", "down")} for name in sorted(clients)
         },
         "rejections": dict(reasons.most_common()),
+        **({} if header.privacy is None else {"privacy": header.privacy}),
     }
 
 
@@ -130,6 +131,18 @@ def planned(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield "catching up", f"{noise}, {plan['catch_up_seconds']:.2g} s"
         yield "time", f"{plan['seconds_a_round']:.2g} s per round, {duration(plan['seconds'])} in total"
+    if "privacy" in plan:
+        yield from _private(**plan["privacy"])
+
+
+def _private(**of: Any) -> Iterator[tuple[str, str]]:
+    """``private_plan.PrivatePlan`` as names and what they are."""
+    promise = "epsilon {epsilon:g} at delta {delta:g} for each {unit}; the smallest client has {examples:,} examples"
+    yield "privacy", promise.format(**of)
+    noise = "multiplier {sigma:.3g}, sampling rate {rate:.3g}; in a client's scalar {noise_to_clip:.2g} of the clip"
+    yield "noise", noise.format(**of)
+    rounds = "calibrated for {participations:,} rounds of a client (epsilon {epsilon_then:.3g} then)"
+    yield "budget", f"{rounds}, good for {{good_for:,}}".format(**of)
 
 
 def can_plot() -> bool:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 COSTS = ("backward_cost", "displaced_cost")
 """What passes cost in plain forward passes, measured where a run has such passes."""
-UNCONFIRMED = ("seconds", "peak_rss_bytes", *COSTS)
-"""What no ledger can confirm."""
+UNCONFIRMED = ("seconds", "peak_rss_bytes", "epsilon", *COSTS)
+"""What no ledger can confirm. It does not say how many examples a client has, on which epsilon depends."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Recorded:
     seconds: float
     lr_final: float | None = None
     displaced_passes: int = 0
+    epsilon: float | None = None
+    """What the clients have promised not to exceed."""
 
     @classmethod
     def of(cls, ledger: Ledger, dimension: int, digest: str, seconds: float = 0.0) -> "Recorded":
@@ -62,6 +64,7 @@ class Recorded:
             seconds=seconds,
             lr_final=final_lr(ledger),
             displaced_passes=displaced_passes(ledger),
+            epsilon=None if ledger.header.privacy is None else ledger.header.privacy["epsilon"],
         )
 
 
@@ -80,6 +83,9 @@ def summary(
     pass, and of one that displaces examples, in forward passes, where they were measured (``model.cost``).
     """
     clients = keys["federation.clients"]
+    private = {}
+    if "privacy.epsilon" in keys:
+        private = {"epsilon": getattr(finished, "epsilon", None), "delta": keys["privacy.delta"]}
     scores = finished.evaluations
     last, top = scores[-1], best(scores)
     return {
@@ -119,6 +125,7 @@ def summary(
         "digest": finished.digest,
         "ledger_head": finished.head,
         "diverged": finished.diverged,
+        **private,
     }
 
 

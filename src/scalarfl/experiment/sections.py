@@ -8,17 +8,12 @@ from scalarfl.baselines import BASELINES, Baseline
 from scalarfl.errors import InputError
 from scalarfl.methods import METHODS, Method, make_method
 from scalarfl.protocol.config import (
-    LARGE,
     AgreedFederation,
     AgreedMethod,
     RunFederation,
     RunMethod,
-    evaluate_every,
-    frozen_cache,
-    patience,
-    sampled,
 )
-from scalarfl.protocol.keys import Keys
+from scalarfl.protocol.keys import LARGE, Keys, evaluate_every, frozen_cache, patience, sampled
 
 PRETRAINED_LR = 1e-5
 """The learning rate of a scalar-only method for a pretrained model whose recipe leaves it out. The steps of such a

@@ -57,11 +57,13 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Largest magnitude of a scalar in such a sum."""
     transforms: list[dict[str, Any]] = []
     """What clients do to their scalars before they send them: names and settings, in order."""
+    privacy: dict[str, Any] | None = None
+    """What clients promise: epsilon, delta, clip and unit; None without differential privacy."""
     seed: int
 
     def encoded(self) -> bytes:
-        """Canonical JSON: keys sorted; a batch size of None, no attackers, no secure sum, no transforms and a given
-        learning rate are left out."""
+        """Canonical JSON: keys sorted; what is None, no attackers, no secure sum, no transforms and a given lr are left
+        out."""
         content = msgspec.to_builtins(self)
         if not self.attackers:
             del content["attackers"]
@@ -69,8 +71,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             del content["secure_sum"], content["secure_bound"]
         if not self.transforms:
             del content["transforms"]
-        if self.batch_size is None:
-            del content["batch_size"]
+        for key in ("batch_size", "privacy"):
+            if content[key] is None:
+                del content[key]
         if self.lr == "given":
             del content["lr"]
         return msgspec.json.encode(content, order="sorted")
@@ -129,6 +132,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 self.found_by,
                 *([self.transforms] if self.transforms else []),
                 *([{"lr": "auto"}] if self.lr == "auto" else []),
+                *([] if self.privacy is None else [self.privacy]),
             ],
             "generator": [self.generator, self.table],
             "base": self.base,

@@ -99,6 +99,11 @@ class Ledger:
                     "verified and exported."
                 )
             changed = check_same(path, ledger.settings, settings, ledger.rounds)
+            if changed and header.privacy is not None:
+                raise InputError(
+                    f"{path}: cannot resume a private run with another number of rounds: the noise is calibrated for "
+                    "the rounds it began with."
+                )
             for field, name in zip(Header.__struct_fields__, Header.__struct_encode_fields__, strict=True):
                 found, wanted = getattr(ledger.header, field), getattr(header, field)
                 if found != wanted:

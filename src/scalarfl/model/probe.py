@@ -56,11 +56,13 @@ class LossQuery(NamedTuple):
     back: Update | None = None
     """A move whose direction (``Heading``) is one more direction, after the others."""
     examples: int = 0
-    """Those of the batch, b, where each has directions of its own: the first ``len(perturbations) // batch size`` ones
-    belong to the first example, and so on. Returned are the mean loss and the b losses at the position (unless bare),
-    then b losses for each of ``passes``, and the mean loss along ``back``."""
+    """If not 0: those of the batch, b, each of whose losses is wanted: every loss is then float64[b].
+
+    Where each has directions of its own, the first ``len(perturbations) // batch size`` ones belong to the first
+    example, and so on. Returned are the mean loss and the b losses at the position (unless bare), then b losses for
+    each of ``passes``, and the mean loss along ``back``."""
     passes: int = 0
-    """P, the directions of an example."""
+    """P, the directions of an example that has its own."""
 
     @property
     def points(self) -> tuple[int, ...]:
@@ -120,7 +122,7 @@ class Probe:
                     found += self._losses(question).tolist()
         self.evaluations += question.passes + (not question.bare)
         if question.back is not None:
-            found += self._beside(position, question, BACK, [question.batch])
+            found += self._beside(position, question, BACK, [question])
         return found
 
     def _displaced(self, question: LossQuery, number: int, mu: float) -> AbstractContextManager[None]:
@@ -189,11 +191,10 @@ class Probe:
             if wanting:
                 with self.overlay.whole(self._as_weights(position)):
                     for index in wanting:
-                        losses[index][None] = self._loss(questions[index].batch)
+                        losses[index][None] = self._loss(questions[index])
             points = _grouped((p, index) for index in members for p in questions[index].points)
             for perturbation, askers in points.items():
-                batches = [questions[index].batch for index in askers]
-                beside = self._beside(position, here, perturbation, batches)
+                beside = self._beside(position, here, perturbation, [questions[index] for index in askers])
                 for index, value in zip(askers, beside, strict=True):
                     losses[index][perturbation] = value
         return [
@@ -202,19 +203,19 @@ class Probe:
         ]
 
     def _beside(
-        self, position: list[Tensor], here: LossQuery, perturbation: int, batches: Sequence[Any]
+        self, position: list[Tensor], here: LossQuery, perturbation: int, asked: Sequence[LossQuery]
     ) -> list[float]:
-        """The losses of several batches at position + mu z."""
+        """The losses of several queries' batches at position + mu z."""
         if self._layered:
             fill = self._filler(position, here, perturbation)
             if not self._trusted:
-                self._try_layers(fill, batches[0])
+                self._try_layers(fill, asked[0].batch)
         if self._layered:
             with self.overlay.layered(fill):
-                return [self._loss(batch) for batch in batches]
+                return [self._loss(question) for question in asked]
         self._displace(position, here, perturbation)
         with self.overlay.whole(self._perturbed):
-            return [self._loss(batch) for batch in batches]
+            return [self._loss(question) for question in asked]
 
     def _try_layers(self, fill: Fill, batch: Any) -> None:
         """Detect whether the model uses weights only inside their layers: their values outside then cannot matter."""
@@ -291,9 +292,11 @@ class Probe:
         """The position in the model's dtypes; a walk is kept in float32."""
         return [here.to(x.dtype) for here, x in zip(position, self.replica.tensors, strict=True)]
 
-    def _loss(self, batch: Any) -> float:
+    def _loss(self, question: LossQuery) -> Any:
         self.evaluations += 1
-        return float(as_loss(self.loss(self.replica.model, batch)))
+        if question.examples and self.per_example is None:
+            return self._losses(question).cpu().numpy()
+        return float(as_loss(self.loss(self.replica.model, question.batch)))
 
 
 def _standpoint(question: LossQuery) -> Hashable:

@@ -12,7 +12,7 @@ _PARTS = {
     "seed": "seed",
     "aggregation": "aggregation",
     "batch_size": "batch size",
-    "method": "method or method settings",
+    "method": "method, method settings or privacy",
     "generator": "generator of directions",
     "base": "base model",
     "layout": "set of trainable parameters (names or shapes)",

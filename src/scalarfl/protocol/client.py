@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from inspect import signature
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from scalarfl.ledger.update import Update
 from scalarfl.model.gradients import Local, Training
 from scalarfl.model.probe import LossQuery, Probe, Question, Walk
 from scalarfl.noise.seeds import derive, generator
+from scalarfl.privacy.budget import Budget
 from scalarfl.protocol.config import BY_LOSSES, LocalOptimizer, Slopes
 from scalarfl.protocol.messages import (
     PROTOCOL,
@@ -27,6 +28,7 @@ from scalarfl.protocol.messages import (
     RoundReply,
     RoundTask,
     Welcome,
+    failure,
 )
 from scalarfl.protocol.transforms import Context, Scalars, make_transforms, transformed
 from scalarfl.tasks.objective import Evaluate, as_score
@@ -61,6 +63,11 @@ class Client:
     In a simulation all clients share one replica; over a network each has its own.
     """
 
+    private: ClassVar[bool] = False
+    """Whether it keeps the promise of a header with ``privacy``."""
+    budget: Budget | None = None
+    """What it may still release; None without differential privacy."""
+
     def __init__(
         self,
         name: str,
@@ -72,6 +79,8 @@ class Client:
         local: Local | None = None,
         slopes: Slopes | None = None,
     ) -> None:
+        if (header.privacy is not None) != self.private:
+            raise InputError(f"{name}: a federation with [privacy] needs a PrivateClient, another one a Client.")
         self.name = name
         self.data = data
         self.probe = probe
@@ -86,6 +95,15 @@ class Client:
         """How this client finds its scalars: as in the header, or another way to the same numbers."""
         if header.directions == "per-example" and self.slopes == "exact":
             raise InputError("slopes = 'exact': a direction for every example is measured by differences of losses.")
+
+    @property
+    def declared(self) -> int:
+        """The number of examples that replies state."""
+        return len(self.data)
+
+    def failed(self, message: bytes, error: Exception) -> bytes:
+        """The encoded Failed in answer to a message that could not be answered."""
+        return failure(self.name, message, error)
 
     def hello(self) -> bytes:
         """The handshake's request: the client's name, its contract, its position."""
@@ -133,22 +151,28 @@ class Client:
         scalars = np.zeros(h.shape, dtype=np.float32)
         along = np.zeros(h.extra, dtype=np.float32)
         batches = (self.batch(task.round, step) for step in range(h.local_steps))
+        rows = [tuple(batches)] if h.found_by == "training" else ((batch,) for batch in batches)
         walk: Walk = ()
-        if h.found_by == "training":
-            found = np.zeros((1, len(own) + (back is not None)), dtype=np.float32)
-            if self.slopes == "training":
-                _, *projections = yield Training(task.seed, own, tuple(batches), *self.local, back)
-                found[0] = _float32(projections)
-            else:  # the sum of the slopes at x: what training tends to as its steps become small
-                for batch in batches:
-                    found += yield from self._slopes(LossQuery(task.seed, task.lr, h.mu, walk, own, batch, back=back))
-            scalars[0] = self._transformed(found, along, task.round, 0)
-        else:
-            for step, batch in enumerate(batches):
-                asked = LossQuery(task.seed, task.lr, h.mu, walk, own, batch, back=None if step else back)
-                scalars[step] = self._transformed((yield from self._slopes(asked)), along, task.round, step)
-                walk += coefficients(scalars[step, :1])
-        return encode(RoundReply(self.name, task.round, len(self.data), pack(scalars) + pack(along)))
+        for row, together in enumerate(rows):
+            asked = LossQuery(task.seed, task.lr, h.mu, walk, own, None, back=None if row else back)
+            found = yield from self._row(asked, together)
+            scalars[row] = self._transformed(found, along, task.round, row)
+            walk += coefficients(scalars[row, :1])
+        return encode(RoundReply(self.name, task.round, self.declared, pack(scalars) + pack(along)))
+
+    def _row(self, asked: LossQuery, batches: Sequence[Any]) -> Generator[Question, list[Any], Scalars]:
+        """float32[kinds, P], or with P + 1: a row of the reply, which is all that a client ever tells of its data.
+
+        batches: one; or those of all local steps where the reply says what training does. A client that finds slopes
+        instead then sums them, all at x: what training tends to as its steps become small.
+        """
+        if self.slopes == "training":
+            _, *projections = yield Training(asked.seed, asked.perturbations, tuple(batches), *self.local, asked.back)
+            return _float32(projections)[None]
+        found = yield from self._slopes(asked._replace(batch=batches[0]))
+        for batch in batches[1:]:
+            found += yield from self._slopes(asked._replace(batch=batch))
+        return found
 
     def _slopes(self, asked: LossQuery) -> Generator[Question, list[float], Scalars]:
         """float32[kinds, P] of one local step, by f(x_k + mu z_p) beside f(x_k) or f(x_k - mu z_p), or by backward."""

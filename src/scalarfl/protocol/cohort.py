@@ -71,7 +71,8 @@ class Cohort:
             measured = (
                 dict(zip(questions, self.probe.measure(list(questions.values())), strict=True)) if questions else {}
             )
-            for name, losses in measured.items():
+            for name in [name for name in measured if not self.parties[name].client.private]:
+                losses = measured[name]
                 at_x.setdefault(name, losses[0])
         if at_x:
             finite = [loss for loss in at_x.values() if math.isfinite(loss)]

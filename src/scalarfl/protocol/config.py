@@ -13,15 +13,14 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationError, mod
 from scalarfl.errors import InputError, nearest, refused
 from scalarfl.ledger.header import FoundBy, Header
 from scalarfl.noise.table import GENERATORS, Kind, Noise
+from scalarfl.privacy.accountant import Promise
 from scalarfl.protocol.aggregation import AGGREGATIONS, Aggregator, make_aggregator
 from scalarfl.protocol.attacks import ATTACKS
-from scalarfl.protocol.keys import Keys, SecureSum
+from scalarfl.protocol.keys import LARGE, Keys, Privacy, SecureSum, evaluate_every, frozen_cache, patience, sampled
 from scalarfl.protocol.own_directions import Directions, generator_of
+from scalarfl.protocol.private import check_promise
 from scalarfl.protocol.secure import check_secure_sum
 from scalarfl.protocol.transforms import Transform, described_transforms, make_transforms
-
-LARGE = 2**31
-"""Upper bound of every number in a configuration except the seed."""
 
 Slopes = Literal["difference", "exact", "training"]
 """How scalars are found, as users write it; ``FoundBy`` has the details."""
@@ -129,16 +128,30 @@ class FederationConfig(Agreed):
     """
 
     method: AMethod = Field("hiso", validate_default=True, description="a scalar-only method or its name")
-
     aggregation: AnAggregator = Field(  # type: ignore[assignment]  # from Python it may be the rule itself
         "mean", validate_default=True, description=str(AgreedFederation.model_fields["aggregation"].description)
     )
+    privacy: Privacy | None = Field(
+        None,
+        examples=[{"epsilon": 2.0, "clip": 1.0}],
+        description="differential privacy: epsilon, delta, clip and unit of a recipe's table [privacy]; None: none",
+    )
+
+    @classmethod
+    def of(cls, method: Any, keys: Mapping[str, Any]) -> Self:
+        """Of a method and a recipe's keys, named like ``method.mu``."""
+        private = {key.partition(".")[2]: value for key, value in keys.items() if key.startswith("privacy.")}
+        given = {"method": method, "privacy": private or None} | _picked(keys, AgreedFederation, AgreedMethod)
+        return cls.model_validate(given)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _ = self.found_by, self.pipeline, self.generator
         make_aggregator(self.aggregation, directions=self.directions)
         check_secure_sum(self.secure_sum, self.aggregation, self.directions, self.attackers)
+        if self.privacy is not None:
+            promise = Promise.of(self.privacy.model_dump())
+            check_promise(promise, self.found_by, self.aggregation, self.secure_sum, self.directions)
         return self
 
     @property
@@ -187,6 +200,7 @@ class FederationConfig(Agreed):
             lr="auto" if lr == "auto" else "given",
             generator=generator,
             table=table,
+            privacy=None if self.privacy is None else self.privacy.model_dump(),
             **same
             | {"aggregation": self.aggregation.name, "transforms": described_transforms(self.pipeline)}
             | ({} if self.secure_sum else {"secure_bound": 0.0}),
@@ -235,38 +249,6 @@ class RunMethod(Keys):
         return self
 
 
-def sampled(default: int | None) -> Any:
-    """The key ``sampled``, whose default differs: all clients from Python, two in a recipe."""
-    return Field(default, ge=1, lt=LARGE, description="m, clients in a round's cohort")
-
-
-def evaluate_every() -> Any:
-    """The key ``evaluate_every``, which is ``evaluation.every`` in a recipe."""
-    return Field(25, ge=1, lt=LARGE, description="rounds between evaluations; there is one more at the end")
-
-
-def patience() -> Any:
-    """The key ``patience``, which is ``evaluation.patience`` in a recipe."""
-    return Field(
-        0,
-        ge=0,
-        lt=LARGE,
-        description="evaluations in a row without a better score after which a run ends early; 0: never",
-    )
-
-
-def frozen_cache() -> Any:
-    """The key ``frozen_cache``, which is ``model.frozen_cache`` in a recipe."""
-    return Field(
-        None,
-        ge=0,
-        lt=LARGE,
-        examples=[1024],
-        description="MB of memory for the activations of frozen layers, computed once per example (more goes to a "
-        'file); 0: recomputed every time; left out: 1024 with "head" and "last:N", else the model is not split',
-    )
-
-
 class RunConfig(RunMethod, RunFederation):
     """One run's settings. All but ``frozen_cache``, which changes no bit, are recorded on the ledger.
 
@@ -305,6 +287,7 @@ class Keywords(TypedDict, total=False):
     difference: Difference | None
     transforms: list[str | dict[str, Any]] | None
     noise: Noise
+    privacy: "Privacy | Mapping[str, Any] | None"
     rounds: int
     attack: str | None
     lr: float | Literal["auto"]

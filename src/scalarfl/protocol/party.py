@@ -6,7 +6,7 @@ from scalarfl.errors import ProtocolError
 from scalarfl.ledger.codec import claims
 from scalarfl.model.snapshot_manager import SnapshotManager
 from scalarfl.protocol.client import Client, Refused as Refused, Steps
-from scalarfl.protocol.messages import REFUSED, SAY_HELLO, Measure, Welcome, failure
+from scalarfl.protocol.messages import REFUSED, SAY_HELLO, Measure, Welcome
 
 log = logging.getLogger("scalarfl")
 
@@ -48,7 +48,7 @@ class Party:
             reply = self.client.hello()
         except Exception as error:  # the user's data or model: this round is lost, the client is not
             log.exception("the round failed here; the next one may not")
-            return failure(self.name, message, error)
+            return self.client.failed(message, error)
         if self.keeper is not None:
             self.keeper.consider()
         return reply

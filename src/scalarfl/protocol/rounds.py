@@ -110,6 +110,23 @@ class RoundLoop(Rounds):
         return self.server.known
 
     @property
+    def over(self) -> bool:
+        """Whether no more rounds will be recorded; also if no client has a privacy budget left."""
+        return super().over or self.out_of_budget
+
+    @property
+    def out_of_budget(self) -> bool:
+        """Whether all clients have spent their privacy budget."""
+        return bool(self.server.spent) and self.server.spent >= self.server.admitted
+
+    @property
+    def early(self) -> str:
+        """Why the run ended early, if a privacy budget is why."""
+        if not self.out_of_budget:
+            return ""
+        return f"the run ended after {self.rounds} rounds: the privacy budget of every client is spent."
+
+    @property
     def unused(self) -> int:
         """Consecutive rounds without a usable reply, up to the latest."""
         return self.server.unused
@@ -178,7 +195,7 @@ class RoundLoop(Rounds):
 
     def _gather(self) -> Work[Sequence[str]]:
         """Wait until enough clients are present, logging now and then; returns them."""
-        began = self.clock()
+        began, server = self.clock(), self.server
         say = began + SAY_AFTER
         while True:
             present = yield from self._look()
@@ -187,7 +204,9 @@ class RoundLoop(Rounds):
                 self._expected = max(self._expected, len(present))
                 if now - began > policy.deadline and len(present) >= policy.minimum:
                     self._expected = len(present)
-            needed = max(1, policy.minimum, self._expected)
+            if server.spent:
+                present = [client for client in present if client not in server.spent]
+            needed = max(1, max(policy.minimum, self._expected) - len(server.spent))
             if len(present) >= needed:
                 return present
             if now > say:

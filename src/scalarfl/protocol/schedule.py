@@ -110,6 +110,11 @@ class Rounds(ABC):
         return bool(patience and due) and len(due) - due.index(best(due)) > patience
 
     @property
+    def early(self) -> str:
+        """Why the run ended before its last round, if not by divergence, patience or a callback."""
+        return ""
+
+    @property
     def over(self) -> bool:
         """Whether no more rounds will be recorded."""
         return self.rounds >= self.policy.rounds or self.diverged or self.exhausted
@@ -146,12 +151,12 @@ class Rounds(ABC):
             moved = self.bytes_up, self.bytes_down
             progress = Progress(self.rounds, self.policy.rounds, newest, loss, *moved, max(1, self.known))
             self.stopped = ends(self.callbacks, progress)
-            if self.stopped:
-                yield from self._measure(last=True)
+        yield from self._measure(last=True)
         if self.exhausted and self.rounds < self.policy.rounds:
             top = best(self.evaluations)
             note(f"ended early after {self.rounds} rounds: no score was better than that of round {top.round}.")
         told, self.warnings = self.warnings, verdicts(self.evaluations, self.rounds, self.lr, self.diverged)
+        self.warnings += [self.early] if self.early else []
         for warning in self.warnings:
             if warning not in told:
                 warn(warning)

@@ -14,14 +14,16 @@ from scalarfl.ledger.codec import decode, encode, pack, prefix, unpack
 from scalarfl.ledger.entries import Direction, Evaluation, Participant, Purpose
 from scalarfl.ledger.store import Ledger
 from scalarfl.ledger.update import CurvedUpdate, Update
-from scalarfl.noise.seeds import derive, generator
+from scalarfl.noise.seeds import derive
 from scalarfl.protocol.admission import check, check_size
 from scalarfl.protocol.aggregation import Aggregator, pooled
 from scalarfl.protocol.combining import Combiner
 from scalarfl.protocol.contribution import Contribution, contribution
 from scalarfl.protocol.messages import PROTOCOL, Hello, Measure, Measured, Records, RoundReply, RoundTask, Welcome
 from scalarfl.protocol.pace import Pace
+from scalarfl.protocol.private import is_spent
 from scalarfl.protocol.replies import Replies, measurement
+from scalarfl.protocol.sampling import SecretCohorts, cohort
 from scalarfl.protocol.tally import Tally
 from scalarfl.protocol.trust import Magnitudes, sizes, usual
 
@@ -55,6 +57,7 @@ class Server:
         self._present: tuple[str, ...] = ()  # of the round opened last, as given
         self._candidates: list[str] = []  # the same by name
         self._positions: dict[str, int] = {}  # rounds each client's replica is known to have applied
+        self._secret = SecretCohorts()
         self._seed = 0  # of the directions, in the round that is open
         self._slots: dict[str, int] = {}  # everybody's who was asked in the round that is not on record yet
         self._round: Replies[RoundReply, Contribution] | None = None  # at most one of the two is open
@@ -71,6 +74,8 @@ class Server:
             self._combiner.recall(audit)
             self._pace.recall(audit)
             self._magnitudes.note(audit.sizes or self._sizes_of(round_))
+        self.spent: set[str] = set()
+        """Clients that answered that their privacy budget is spent; they are asked no more."""
         self.unused = unused(ledger)
         """Consecutive rounds without a usable reply, up to the latest."""
 
@@ -137,6 +142,8 @@ class Server:
             self._present, self._candidates = given, sorted(given)
         header, round_ = self.ledger.header, self.ledger.rounds
         drawn = cohort(self._candidates, self.sampled, header.seed, round_)
+        if header.privacy is not None:
+            drawn = self._secret.drawn([c for c in self._candidates if c not in self.spent], self.sampled, round_)
         if header.directions != "shared":
             slots = {client: self._slots.setdefault(client, len(self._slots)) for client in drawn}
         else:
@@ -173,6 +180,7 @@ class Server:
         except ProtocolError as error:
             reason = str(error)
         asked = opened is not None and client in opened.asked
+        self.spent |= {client} if reason and asked and self.ledger.header.privacy and is_spent(message) else set()
         if reason is not None:
             self._tally.reject(client, reason, asked=asked)
         if not asked:
@@ -338,10 +346,3 @@ class Server:
             size = ledger.serialized(since, until) + prefix(until - since) - prefix(0)
             self._tally.count(client, "down", "catch-up", ledger.payload(since, until), size, messages=0)
         return message
-
-
-def cohort(candidates: Sequence[str], sampled: int, seed: int, round_: int) -> list[str]:
-    """The round's clients, drawn without replacement from the candidates, sorted by name."""
-    random = generator(seed, "cohort", round_)
-    places = random.choice(len(candidates), min(sampled, len(candidates)), replace=False)
-    return [candidates[int(place)] for place in places]

@@ -78,7 +78,8 @@ class Resident:
             if ask.message == AFRESH:
                 log.warning("the server's records differ from those this client applied: starting from the base model")
                 path.unlink(missing_ok=True)
-            client = build_client(recipes.load(None, [*ask.recipe, *self.settings]), self.name, self.data)
+            recipe, spent = recipes.load(None, [*ask.recipe, *self.settings]), path.with_suffix(".privacy.sqlite")
+            client = build_client(recipe, self.name, self.data, budget=spent)
             keeper = SnapshotManager(client.probe.replica, path, self.always)
             self._party = Party(client, keeper)
             if not self.always:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("scalarfl.network")
 
-SNAPSHOT = "snapshot.safetensors"
+SNAPSHOT, BUDGET = "snapshot.safetensors", "privacy.sqlite"
 
 
 def serve(
@@ -127,7 +127,7 @@ def take_part(
     check_address(address)
     check_client(name)
     loaded = recipes.load(recipe, overrides)
-    client = build_client(loaded, name, data, slopes, identity)
+    client = build_client(loaded, name, data, slopes, identity, None if out is None else out / BUDGET)
     replica = client.probe.replica
     keeper = None if out is None else SnapshotManager(replica, out / SNAPSHOT)
     told = {"client": name, "run": run, "address": address, "examples": len(client.data)}
@@ -139,9 +139,11 @@ def take_part(
     finally:  # also when told to stop; whatever was being applied has been by then
         if keeper is not None:
             keeper.consider(ending=True)
+    private = {} if client.budget is None else {"epsilon": client.budget.epsilon, "releases": client.budget.releases}
     if site.ended:
         log.warning("the federation ended early: %(reason)s", {"reason": site.ended})
-    return {"client": name, **site.progress.result(replica.position, replica.digest()), "ended": site.ended or None}
+    found = site.progress.result(replica.position, replica.digest()) | {"ended": site.ended or None} | private
+    return {"client": name, **found}
 
 
 def _finish(work: Coroutine[Any, Any, None]) -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from scalarfl.errors import InputError
 from scalarfl.experiment.report import thinned
+from scalarfl.privacy.accountant import participations
 from scalarfl.protocol.rounds import RoundLoop
 from scalarfl.transports.nats.broker import TROUBLE, close, connect_once
 from scalarfl.transports.nats.names import OBSERVER, Names, check_address
@@ -66,6 +67,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since this process began."""
     curve: list[tuple[int, float]] = []
     """(rounds, value) of the evaluations, the metric's or where there is none the loss's; at most ``POINTS``."""
+    privacy: dict[str, Any] | None = None
+    """What the clients promise (epsilon, delta, clip, unit), and ``planned``: rounds their noise is calibrated for."""
 
 
 class Monitor:
@@ -114,7 +117,15 @@ class Monitor:
             seconds_left=None if speed is None else (self.loop.policy.rounds - ledger.rounds) / speed,
             uptime=time.monotonic() - self._began,
             curve=self._curve,
+            privacy=self._privacy(),
         )
+
+    def _privacy(self) -> dict[str, Any] | None:
+        header, settings = self.loop.server.ledger.header, self.loop.server.ledger.settings
+        if header.privacy is None or settings is None:
+            return None
+        keys = [int(settings[f"federation.{key}"]) for key in ("rounds", "sampled", "clients")]
+        return header.privacy | {"planned": participations(*keys)}
 
     def _read_on(self) -> None:
         ledger = self.loop.server.ledger
@@ -180,9 +191,14 @@ def shown(status: Status) -> RenderableType:
     for way, moved in (("up", status.bytes_up), ("down", status.bytes_down)):
         facts.add_row(f"bytes {way}", f"{size(moved / clients)} per client, {size(moved)} all clients")
     facts.add_row("refused", f"{status.rejected:,} replies; {status.reopened:,} rounds retried")
+    planned = ""
+    if status.privacy is not None:
+        planned = f" of {status.privacy['planned']:,}"
+        promise = "epsilon at most {epsilon:g} at delta {delta:g} for each {unit}"
+        facts.add_row("privacy", promise.format(**status.privacy))
     present = Table("client", "rounds", "behind", box=None)
     for one in status.present[:SHOWN]:
-        present.add_row(Text(one.client), f"{one.rounds:,}", f"{one.lag:,}")
+        present.add_row(Text(one.client), f"{one.rounds:,}{planned}", f"{one.lag:,}")
     if len(status.present) > SHOWN:
         present.add_row(f"… and {len(status.present) - SHOWN} more", "", "")
     return Group(Text(status.run, style="bold"), facts, "", present)
