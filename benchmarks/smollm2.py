@@ -5,8 +5,8 @@
 MODEL: the folder of SmolLM2-135M-Instruct; SST2: that of train.tsv and dev.tsv. The prompt is "Review: ... Sentiment:",
 the label words are "negative" and "positive"; 6 clients of which 2 take part in a round, iid, batches of 16, one
 seed, the first 400 rows of dev, whose standard error is 1.9 points. P is 1,024, along Hadamard's directions. Learning
-rates find themselves where they can; FedAvg's, that of its clients, and fzoo's were set by hand. What has been run is
-not run again.
+rates find themselves, or were set by hand: those in the names, FedAvg's (that of its clients), and fzoo's. What has
+been run is not run again.
 """
 
 import csv
@@ -35,6 +35,9 @@ CASES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "exact, norms": ("norms", 20, 1, EXACT | AUTO),
     "exact, norms, fzoo": ("norms", 20, 1, EXACT | {"name": "fzoo", "perturbations": 1024, "lr": 0.03}),
     "training, norms": ("norms", 20, 5, TRAINING | AUTO | {"local_lr": 0.02}),
+    "exact, norms, lr = 0.01": ("norms", 20, 1, EXACT | {"perturbations": 1024, "lr": 0.01}),
+    "exact, norms, lr = 0.015": ("norms", 20, 1, EXACT | {"perturbations": 1024, "lr": 0.015}),
+    "training, norms, lr = 0.01": ("norms", 10, 5, TRAINING | {"perturbations": 1024, "lr": 0.01, "local_lr": 0.02}),
     "fedavg, norms": ("norms", 20, 5, {"name": "fedavg", "lr": 0.02}),
     "exact, last:1": ("last:1", 20, 1, EXACT | AUTO),
     "exact, lora": ("lora", 20, 1, EXACT | AUTO),

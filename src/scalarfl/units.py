@@ -28,3 +28,8 @@ def rate(lr: float | str) -> str:
 def percent(value: float | None) -> str:
     """A share as a percentage with one decimal."""
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def ratio(value: float) -> str:
+    """How many times: 1.21, 21.5, 3,216."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -24,7 +24,7 @@ RECOMMENDED: dict[For, tuple[str, ...]] = {
     "inference": (
         "method.name=decomfl",
         "method.directions=per-example",
-        "method.perturbations=2",
+        "method.perturbations=3",
         "method.lr=auto",
         "federation.batch_size=64",
         "federation.rounds=400",

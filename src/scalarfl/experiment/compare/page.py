@@ -17,7 +17,7 @@ from scalarfl.experiment.pages.chart import OTHER, Axis, Curve, bars, chart, sta
 from scalarfl.experiment.pages.costs import Spent, count, figures, loss_axis, score_axis
 from scalarfl.experiment.run_folder import keep
 from scalarfl.files import read_json
-from scalarfl.units import percent, size
+from scalarfl.units import percent, ratio, size
 
 PAGE, SUMMARY, TABLES = "report.html", "compare.json", "compare.md"
 PICTURES = ("bytes", "rounds", "forward-passes", "seconds", "learning-rates", "participation", "hessian")
@@ -109,7 +109,7 @@ def _verdict(summary: Summary) -> Iterator[str]:
     yield (
         f"{frugal['method']} moved the fewest bytes, {size(_moved(frugal))} per client and run, at "
         f"{_apart(frugal, best)}; {best['method']} moved {size(_moved(best))}, "
-        f"{_moved(best) / max(1, _moved(frugal)):,.3g} times as much."
+        f"{ratio(_moved(best) / max(1, _moved(frugal)))} times as much."
     )
 
 

@@ -17,7 +17,7 @@ from scalarfl.experiment.pages.costs import ROUNDS, Spent, figures, forwards, lo
 from scalarfl.experiment.report import dense_bytes, overview, validated
 from scalarfl.experiment.result import Recorded, summary
 from scalarfl.experiment.run_folder import CHECKPOINT, RECIPE, RESULT, keep, keys_of, load_result, open_ledger
-from scalarfl.units import duration, percent, rate, size
+from scalarfl.units import duration, percent, rate, ratio, size
 
 PAGE = "report.html"
 CLIENTS = 60
@@ -126,7 +126,8 @@ def _verdict(seen: Seen, result: dict[str, Any]) -> Iterator[str]:
         yield f"{paid}."
         return
     dense = dense_bytes(result)
-    yield f"{paid}; FedAvg would have moved {size(dense)} in as many rounds, {dense / (up + down):,.3g} times as much."
+    times = ratio(dense / (up + down))
+    yield f"{paid}; FedAvg would have moved {size(dense)} in as many rounds, {times} times as much."
 
 
 def _figures(seen: Seen, result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
