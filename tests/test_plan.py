@@ -12,7 +12,9 @@ from scalarfl.experiment.plan import plan
 from support import RECIPE, command, fresh, last_json
 
 
-@pytest.mark.parametrize("override", ["federation.local_steps=1", "federation.local_steps=2", "evaluation.by=clients"])
+@pytest.mark.parametrize(
+    "override", ["federation.local_steps=1", "federation.local_steps=2", "method.lr=auto", "evaluation.by=clients"]
+)
 @pytest.mark.parametrize("directions", ["shared", "per-client", "per-example"])
 def test_bytes_and_forward_passes(override: str, directions: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
@@ -21,7 +23,8 @@ def test_bytes_and_forward_passes(override: str, directions: str, tmp_path: Path
     recipe = recipes.load(path, [override, *method, f"method.directions={directions}", "federation.rounds=150"])
     found, result = plan(recipe), run.run(recipe, tmp_path / "run")
     assert found.dimension == result["dimension"]
-    assert found.forward_passes == result["forward_passes"]
+    taken_back = 0.01 if "auto" in override else 0  # in the round after a step back there is no move to measure along
+    assert found.forward_passes == pytest.approx(result["forward_passes"], rel=taken_back)
     assert found.bytes_up == pytest.approx(result["serialized_bytes_up"], rel=0.15)
     assert found.bytes_down == pytest.approx(result["serialized_bytes_down"], rel=0.15)
 

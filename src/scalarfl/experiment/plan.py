@@ -18,7 +18,7 @@ from scalarfl.experiment.traffic import planned_bytes
 from scalarfl.language.batches import MOST
 from scalarfl.language.own import paths
 from scalarfl.ledger.accounting import peak_rss_bytes
-from scalarfl.ledger.header import losses
+from scalarfl.ledger.header import losses, losses_along
 from scalarfl.model import selection, zoo as models
 from scalarfl.model.activations import OVERHEAD
 from scalarfl.model.frozen import DEFAULT
@@ -108,7 +108,8 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
     state = 4 * d * method.scalar_only.vectors
     activations = _activations(config, recipe, model) + (_kept(config, recipe, model) if gradient else 0)
     each = losses(method.perturbations, found_by)
-    passes = federation.sampled * each * federation.local_steps
+    along = federation.sampled * losses_along(found_by) if method.lr == "auto" else 0  # the first round has no move
+    passes = federation.sampled * each * federation.local_steps + along
     up, down = planned_bytes(recipe, d)
     process = _process(recipe) + _data(recipe)
     an_example = _frozen(config, recipe, model, weight)
@@ -139,7 +140,7 @@ def plan(recipe: Recipe, forward_seconds: float | None = None, noise_per_second:
         client_bytes=process + weight * total + state + scratch + gradient + activations + kept,
         server_bytes=SERVER_BYTES,
         forward_passes_a_round=passes,
-        forward_passes=passes * federation.rounds,
+        forward_passes=passes * federation.rounds - (along if federation.rounds else 0),
         bytes_up_a_round=up / max(1, federation.rounds),
         bytes_down_a_round=down / max(1, federation.rounds),
         bytes_up=up / federation.clients,
