@@ -108,7 +108,7 @@ def test_a_recipe_for_a_model_runs_as_it_stands(
     trainable: str, lr: str, tiny_models: dict[str, Path], sst2: Path, tmp_path: Path
 ) -> None:
     printed = command(
-        "recipe", "--model", str(tiny_models["opt"]), "-s", f"model.trainable={trainable}",
+        "recipe", "--for", "paper", "--model", str(tiny_models["opt"]), "-s", f"model.trainable={trainable}",
         "-s", f"task.data_dir={sst2}", "-s", "federation.rounds=1",
     )  # fmt: skip
     assert printed.returncode == 0, printed.stderr

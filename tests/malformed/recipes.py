@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 from malformed.case import RECIPE, Case, Spoil
-from scalarfl.experiment.recipe import Recipe
+from scalarfl.experiment.recipe import Recipe, table_of
 from scalarfl.experiment.template import template
 
 WRONG = {
@@ -26,9 +26,8 @@ EACH = 4
 def keys() -> list[Case]:
     """Every key with wrong values; by `plan`, which looks at the whole recipe and trains nothing."""
     chosen, cases = random.Random(12), []
-    for section, info in Recipe.model_fields.items():
-        kind = info.annotation
-        assert kind is not None
+    for section in Recipe.model_fields:
+        kind = table_of(section)
         for key in kind.model_fields:
             if key == "own":
                 continue
