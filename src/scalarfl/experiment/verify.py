@@ -195,7 +195,8 @@ def close(claimed: float, value: float, slack: float) -> bool:
 
 def _unconfirmed(recipe: Recipe, ledger: Ledger, result: dict[str, Any] | None) -> Iterator[str]:
     if result is not None:
-        yield f"{', '.join(UNCONFIRMED)} stand in {RESULT} alone; no ledger can confirm them"
+        alone = [key for key in UNCONFIRMED if result.get(key) is not None]
+        yield f"{', '.join(alone)} stand in {RESULT} alone; no ledger can confirm them"
     if ledger.settings is None:
         on_record = {*Header.__struct_fields__, *type(recipe.method.own).model_fields, "name", "lr"}
         rest = [
