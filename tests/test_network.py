@@ -126,6 +126,7 @@ def test_everything_is_killed_and_a_client_joins_late(federation: Callable[..., 
         proxy.cut()
         time.sleep(10)
         proxy.mend()
+        made.until(lambda: all(made.log(name).count("the broker is back") >= 2 for name in CLIENTS[:3]))
         goes_on()
         made.kill("server")
         last = made.rounds() + 100  # however fast the machine is, all of the above came before the end
